@@ -1,0 +1,54 @@
+"""Rung 4, GRPO: the model learns to reason, from problems whose answers can be checked.
+
+accelerate launch recipes/grpo.py --config recipes/nano/grpo.yaml
+"""
+
+from transformers import AutoTokenizer
+from trl import GRPOConfig, ModelConfig, get_peft_config
+
+from groundup.callbacks import watch
+from groundup.configs import DataArguments, RewardArguments, run
+from groundup.data import load_problems
+from groundup.grpo import GRPOTrainer
+from groundup.model import check_model_path, load_causal_model
+from groundup.rewards import build_rewards
+from groundup.stage import finish, start
+from groundup.tokenizer import check_prompts, check_tokenizer
+
+
+def main(data_args: DataArguments, reward_args: RewardArguments, training_args: GRPOConfig, model_args: ModelConfig):
+    # 1. Arguments
+    parent = model_args.model_name_or_path
+    check_model_path(parent)
+    stage = start("grpo", training_args, model_args, reward_args, data_args, parent=parent)
+
+    # 2. Tokenizer and data
+    tokenizer = AutoTokenizer.from_pretrained(parent)
+    check_tokenizer(tokenizer, parent)
+    problems = load_problems(data_args, seed=training_args.seed)
+    stage.uses(problems.provenance)
+
+    # 3. Model
+    policy = load_causal_model(model_args)
+    longest = policy.config.max_position_embeddings
+    check_prompts(problems.rows["prompt"], tokenizer, training_args.max_completion_length, longest, stage.name_of_data)
+
+    # 4. Trainer: what is rewarded, and how much, stands in the YAML
+    rewards, training_args.reward_weights = build_rewards(reward_args.rewards)
+    trainer = GRPOTrainer(
+        model=policy,
+        reward_funcs=rewards,
+        args=training_args,
+        train_dataset=problems.rows,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    watch(trainer)
+
+    # 5. Train and hand over
+    trainer.train(resume_from_checkpoint=stage.checkpoint)
+    finish(stage, trainer)
+
+
+if __name__ == "__main__":
+    run(main, DataArguments, RewardArguments, GRPOConfig, ModelConfig)

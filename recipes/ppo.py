@@ -1,0 +1,59 @@
+"""Rung 3b, PPO: the chat model learns to reply as the reward model likes, without going far from where it started.
+
+accelerate launch recipes/ppo.py --config recipes/nano/ppo.yaml
+"""
+
+from transformers import AutoTokenizer
+from trl import ModelConfig
+
+from groundup.callbacks import watch
+from groundup.configs import DataArguments, RewardArguments, run
+from groundup.data import load_prompts
+from groundup.model import check_model_path, load_causal_model
+from groundup.ppo import PPOConfig, PPOTrainer, load_critic
+from groundup.rewards import build_rewards
+from groundup.stage import finish, start
+from groundup.tokenizer import check_prompts, check_tokenizer
+
+
+def main(data_args: DataArguments, reward_args: RewardArguments, training_args: PPOConfig, model_args: ModelConfig):
+    # 1. Arguments
+    check_model_path(model_args.model_name_or_path)
+    rewards, training_args.reward_weights = build_rewards(reward_args.rewards)
+    start_of_critic = training_args.critic_model_name_or_path or next(
+        (r for r in rewards if isinstance(r, str)), model_args.model_name_or_path
+    )
+    check_model_path(start_of_critic)
+    parent = model_args.model_name_or_path
+    stage = start("ppo", training_args, model_args, reward_args, data_args, parent=parent)
+
+    # 2. Tokenizer and data
+    tokenizer = AutoTokenizer.from_pretrained(parent)
+    check_tokenizer(tokenizer, parent)
+    prompts = load_prompts(data_args, seed=training_args.seed)
+    stage.uses(prompts.provenance)
+
+    # 3. Models: the policy, and a critic that starts where the reward model stands
+    policy = load_causal_model(model_args)
+    critic = load_critic(start_of_critic)
+    longest = policy.config.max_position_embeddings
+    check_prompts(prompts.rows["prompt"], tokenizer, training_args.max_completion_length, longest, stage.name_of_data)
+
+    # 4. Trainer
+    trainer = PPOTrainer(
+        model=policy,
+        critic=critic,
+        reward_funcs=rewards,
+        args=training_args,
+        train_dataset=prompts.rows,
+        processing_class=tokenizer,
+    )
+    watch(trainer)
+
+    # 5. Train and hand over
+    trainer.train(resume_from_checkpoint=stage.checkpoint)
+    finish(stage, trainer)
+
+
+if __name__ == "__main__":
+    run(main, DataArguments, RewardArguments, PPOConfig, ModelConfig)

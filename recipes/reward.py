@@ -1,0 +1,49 @@
+"""Rung 3a, the reward model: which of two replies would people like better?
+
+accelerate launch recipes/reward.py --config recipes/nano/reward.yaml
+"""
+
+from transformers import AutoTokenizer
+from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
+
+from groundup.callbacks import watch
+from groundup.configs import DataArguments, run
+from groundup.data import load_preferences
+from groundup.model import check_model_path, load_reward_model
+from groundup.stage import finish, start
+from groundup.tokenizer import check_tokenizer
+
+
+def main(data_args: DataArguments, training_args: RewardConfig, model_args: ModelConfig):
+    # 1. Arguments
+    check_model_path(model_args.model_name_or_path)
+    stage = start("reward", training_args, model_args, data_args, parent=model_args.model_name_or_path)
+
+    # 2. Tokenizer and data
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    check_tokenizer(tokenizer, model_args.model_name_or_path)
+    train = load_preferences(data_args, seed=training_args.seed)
+    test = load_preferences(data_args, "eval", seed=training_args.seed)
+    stage.uses(train.provenance, test and test.provenance)
+
+    # 3. Model: the chat model with a new head, one number for a conversation
+    model = load_reward_model(model_args, seed=training_args.seed)
+
+    # 4. Trainer
+    trainer = RewardTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train.rows,
+        eval_dataset=test and test.rows,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    watch(trainer)
+
+    # 5. Train and hand over
+    trainer.train(resume_from_checkpoint=stage.checkpoint)
+    finish(stage, trainer)
+
+
+if __name__ == "__main__":
+    run(main, DataArguments, RewardConfig, ModelConfig)

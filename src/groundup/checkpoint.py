@@ -1,0 +1,43 @@
+"""Which checkpoint a run may go on from."""
+
+import json
+import re
+from pathlib import Path
+
+NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+def missing_part(checkpoint: Path) -> str | None:
+    """What a checkpoint directory lacks to resume from, or None when it is whole.
+
+    The Trainer writes `trainer_state.json` last and does not look at the others when it resumes: without `optimizer.pt` it goes
+    on with a fresh optimizer and says nothing (huggingface/transformers#35782).
+    """
+    for name in NEEDED:
+        if not (checkpoint / name).is_file() or not (checkpoint / name).stat().st_size:
+            return name
+    if not any(checkpoint.glob("*.safetensors")):
+        return "model.safetensors"
+    if not any(checkpoint.glob("rng_state*.pth")):
+        return "rng_state.pth"
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except ValueError:
+        return "trainer_state.json (not whole)"
+    return None
+
+
+def newest_checkpoint(directory: str | Path) -> tuple[str | None, list[str]]:
+    """The newest whole checkpoint of a stage directory, and a line for each newer one that is not."""
+    steps = {}
+    for path in Path(directory).glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        if match and path.is_dir():
+            steps[int(match[1])] = path
+    passed_over = []
+    for step in sorted(steps, reverse=True):
+        lacks = missing_part(steps[step])
+        if lacks is None:
+            return str(steps[step]), passed_over
+        passed_over.append(f"{steps[step]} is not whole: {lacks}")
+    return None, passed_over

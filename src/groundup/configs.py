@@ -1,0 +1,280 @@
+"""What a YAML file may say: the fields that groundup adds to upstream's configuration classes, and the strict parser."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from groundup.errors import InputError
+
+
+@dataclass
+class DataArguments:
+    """Where the rows come from, and what their columns are called.
+
+    A source is a local file (`.txt`, `.jsonl`, `.json`, `.parquet`, each also as `.gz` where it is text), a directory or
+    glob of such files, or the id of a dataset on the Hub. One source: `dataset`. Several: `datasets`, a list of mappings
+    with the keys `path`, `weight` and any of the other fields here, which then hold for that source only.
+    """
+
+    dataset: str | None = field(
+        default=None, metadata={"help": "Local file, directory, glob, or dataset id on the Hub."}
+    )
+    datasets: list[dict[str, Any]] | None = field(
+        default=None,
+        metadata={"help": "A weighted mixture: [{path: a.jsonl, weight: 0.7}, {path: user/name, weight: 0.3}]."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Commit, tag or branch of a Hub dataset."})
+    eval_dataset: str | None = field(default=None, metadata={"help": "Held-out rows, in the same form as `dataset`."})
+    eval_split: str = field(default="test", metadata={"help": "Split of a Hub dataset given as `eval_dataset`."})
+    max_rows: int | None = field(default=None, metadata={"help": "Take the first rows only."})
+    max_eval_rows: int | None = field(default=None, metadata={"help": "Take the first held-out rows only."})
+    text_column: str = field(default="text", metadata={"help": "Column with a document."})
+    messages_column: str = field(default="messages", metadata={"help": "Column with a list of {role, content}."})
+    prompt_column: str = field(
+        default="prompt", metadata={"help": "Column with a prompt: text, or a list of {role, content}."}
+    )
+    completion_column: str = field(default="completion", metadata={"help": "Column with the completion of a prompt."})
+    chosen_column: str = field(default="chosen", metadata={"help": "Column with the preferred completion."})
+    rejected_column: str = field(default="rejected", metadata={"help": "Column with the other completion."})
+    question_column: str = field(default="question", metadata={"help": "Column with a question or problem."})
+    answer_column: str = field(default="answer", metadata={"help": "Column with its answer."})
+    context_column: str | None = field(
+        default=None, metadata={"help": "Column put before the prompt or question, with a blank line between."}
+    )
+    max_bad_rows: int = field(
+        default=0, metadata={"help": "Rows that do not parse are skipped and counted up to this number."}
+    )
+
+    def __post_init__(self):
+        if (self.dataset is None) == (self.datasets is None):
+            found = "neither" if self.dataset is None else "both"
+            raise InputError(
+                f"a run needs `dataset` or `datasets`, found {found}",
+                fix="write `dataset: path/or/hub-id`, or `datasets: [{path: ..., weight: ...}, ...]` for a mixture",
+            )
+        for name in ("max_rows", "max_eval_rows"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(
+                    f"`{name}: {value}` is not a positive whole number", fix=f"leave `{name}` out to take all rows"
+                )
+
+
+@dataclass
+class TokenizerArguments:
+    """Rung 0."""
+
+    output_dir: str = field(metadata={"help": "Directory of the tokenizer."})
+    vocab_size: int = field(default=32768, metadata={"help": "Tokens, the 256 bytes and the special ones included."})
+    max_length: int = field(default=2048, metadata={"help": "`model_max_length` of the tokenizer, in tokens."})
+    max_characters: int = field(
+        default=500_000_000, metadata={"help": "Stop reading after this much text; more changes nothing."}
+    )
+
+
+@dataclass
+class ModelArguments:
+    """The random model of rung 1: `depth`, or sizes of your own in `model_config`, or both (yours win)."""
+
+    tokenizer_path: str = field(metadata={"help": "Tokenizer directory, or a Hub id."})
+    model_type: str = field(default="qwen3", metadata={"help": "Any causal architecture of transformers."})
+    depth: int | None = field(
+        default=None,
+        metadata={"help": "One dial: sizes, tokens, batch and learning rate follow (groundup.model.Dial)."},
+    )
+    tokens_per_parameter: float = field(default=20.0, metadata={"help": "Length of a run given by `depth`."})
+    model_config: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Sizes by the architecture's own names."}
+    )
+    depth_scaled_init: bool = field(
+        default=True, metadata={"help": "Divide what writes into the residual stream by sqrt(2 x layers)."}
+    )
+    max_length: int = field(default=1024, metadata={"help": "Tokens a packed block."})
+    max_position_embeddings: int | None = field(
+        default=None, metadata={"help": "Longest sequence; `max_length` if not given."}
+    )
+    random_init_dir: str | None = field(
+        default=None, metadata={"help": "Keep the random weights as a stage directory, to compare with."}
+    )
+    muon_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Muon for the hidden matrices at this rate (0.02), AdamW at `learning_rate` for the rest."},
+    )
+
+
+@dataclass
+class RewardArguments:
+    """What a reply is rewarded for, each with its weight (groundup.rewards)."""
+
+    rewards: list[dict[str, Any]] = field(
+        default_factory=list,
+        metadata={
+            "help": "[{name: correct_answer, weight: 1.0}, {model: out/nano/reward, weight: 1.0}, {name: my.module.function}]"
+        },
+    )
+
+    def __post_init__(self):
+        if not self.rewards:
+            raise InputError(
+                "nothing is rewarded", "rewards", "write `rewards: [{name: correct_answer, weight: 1.0}]`"
+            )
+
+
+def dataclass_fields(types: Iterable[type]) -> dict[str, Any]:
+    """Field name -> its type, for all of `types`."""
+    return {
+        f.name: hints[f.name] for kind in types for hints in [get_type_hints(kind)] for f in fields(kind) if f.init
+    }
+
+
+def allowed(kind: Any) -> set[type] | None:
+    """Plain types that a field annotated `kind` takes from YAML; None when it is not for us to judge."""
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        parts = [allowed(part) for part in get_args(kind)]
+        return None if None in parts else set().union(*parts)
+    kind = origin or kind
+    return {float: {float, int}}.get(kind, {kind}) if kind in (bool, int, float, str, list, dict, type(None)) else None
+
+
+def takes_mapping(kind: Any) -> bool:
+    """Whether a field holds a mapping or a list of them; the command line gives those as JSON."""
+    return (get_origin(kind) or kind) is dict or any(takes_mapping(part) for part in get_args(kind))
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, where the last one would win in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                mark = key.start_mark
+                raise InputError(
+                    f"`{key.value}` is given twice", f"{mark.name}:{mark.line + 1}", "keep one of the two lines"
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Read a configuration and check its keys and plain types against `known`.
+
+    Raises:
+        InputError: no such file, no YAML, an unknown or repeated key, a value of the wrong type.
+    """
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        near = get_close_matches(
+            Path(path).name, [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else [], n=1
+        )
+        raise InputError(
+            "no such configuration file", path, f"did you mean {folder / near[0]}?" if near else "check the path"
+        )
+    with open(path, encoding="utf-8") as file:
+        try:
+            values = yaml.load(file, StrictLoader) or {}
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            place = f"{path}:{mark.line + 1}" if mark else path
+            raise InputError(f"not valid YAML: {getattr(error, 'problem', error)}", place) from None
+    if not isinstance(values, dict):
+        raise InputError("a configuration is `key: value` lines", path, f"found {type(values).__name__}")
+    for key, value in values.items():
+        if key == "env":
+            continue
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            raise InputError(f"unknown key `{key}`", path, f"did you mean `{near[0]}`?" if near else "remove it")
+        kinds = allowed(known[key])
+        written = type(value)
+        number = isinstance(value, str) and kinds and float in kinds and is_number(value)  # YAML reads 3e-4 as text
+        if kinds is not None and written not in kinds and not number:
+            wanted = " or ".join(sorted("nothing" if k is type(None) else k.__name__ for k in kinds))
+            raise InputError(
+                f"`{key}: {value}` is {written.__name__}, not {wanted}", path, f"write a value of type {wanted}"
+            )
+    return values
+
+
+def parse(types: Sequence[type], arguments: Sequence[str] | None = None) -> tuple:
+    """`--config FILE` and `--key value` into dataclasses, strictly; the command line beats the file.
+
+    Without an accelerator `use_cpu` is set, where a class has it: TRL's configurations otherwise stop on a machine without a
+    GPU, and two ranks would run as two separate jobs (huggingface/accelerate#2741).
+
+    Raises:
+        InputError: whatever a user can mend.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--") and "=" in a else [a])]
+    known = dataclass_fields(types)
+    values: dict[str, Any] = {}
+    if "--config" in arguments:
+        where = arguments.index("--config") + 1
+        if where == len(arguments):
+            raise InputError("`--config` needs a file", fix="--config recipes/nano/pretrain.yaml")
+        values = read_yaml(arguments[where], known)
+    for argument in arguments:
+        name = argument[2:].replace("-", "_")
+        if argument.startswith("--") and name not in known and name not in ("config", "help"):
+            near = get_close_matches(name, known, n=1)
+            raise InputError(
+                f"unknown argument `{argument}`", fix=f"did you mean `--{near[0]}`?" if near else "see --help"
+            )
+    if "use_cpu" in known and "use_cpu" not in values and "--use_cpu" not in arguments:
+        import torch  # late: a recipe that does not train should start at once
+
+        if not torch.accelerator.is_available():
+            arguments += ["--use_cpu", "true"]
+    for name in [n for n, kind in known.items() if takes_mapping(kind) and f"--{n}" in arguments]:
+        where = arguments.index(f"--{name}")
+        text = " ".join(arguments[where + 1 : where + 2])
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"`--{name} {text}` is not JSON or YAML", fix="quote it: '{\"key\": 1}'") from None
+        del arguments[where : where + 2]
+    from trl import TrlParser
+
+    parser = TrlParser(list(types))
+
+    def complain(message: str):
+        raise InputError(message, fix="see --help")  # argparse prints five kilobytes of usage here
+
+    parser.error = complain
+    try:
+        return tuple(parser.parse_args_and_config(args=arguments))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            str(error), arguments[arguments.index("--config") + 1] if "--config" in arguments else ""
+        ) from error
+
+
+def run(main: Callable, *types: type) -> None:
+    """Parse the command line, call `main`; a user's mistake becomes three lines on stderr and exit status 2."""
+    try:
+        main(*parse(types))
+    except InputError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

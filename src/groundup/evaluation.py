@@ -1,0 +1,354 @@
+"""One suite for every rung, random weights included: the same questions, the same graders, every figure with its interval."""
+
+import importlib
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from groundup import answers, rewards, stats
+from groundup.chat import TURN_END
+from groundup.errors import InputError
+from groundup.model import check_model_path
+from groundup.tokenizer import end_of_text_id
+
+
+@dataclass
+class EvaluationArguments:
+    """What is measured; a file that is not named is a metric left out. All rows are JSON lines."""
+
+    documents: str | None = field(default=None, metadata={"help": "Held-out text {text}: bits per byte."})
+    cloze: str | None = field(default=None, metadata={"help": "{prompt, choices, gold}: the likeliest choice, in plain text."})
+    questions: str | None = field(
+        default=None, metadata={"help": "{prompt, answer, alternatives, unasked}: asked in chat form, answered exactly."}
+    )
+    instructions: str | None = field(default=None, metadata={"help": "{prompt, answer}: the reply is the answer, to the letter."})
+    preferences: str | None = field(default=None, metadata={"help": "Held-out pairs {prompt, chosen, rejected}, for reward models."})
+    problems: str | None = field(default=None, metadata={"help": "{question, answer, difficulty}: verifiable problems."})
+    taste: str | None = field(default=None, metadata={"help": "Dotted path of a function reply -> score, for the win rate."})
+    reference: str | None = field(default=None, metadata={"help": "Model that the win rate is over."})
+    max_rows: int | None = field(default=None, metadata={"help": "First rows of each file only."})
+    k: int = field(default=8, metadata={"help": "Samples a problem for pass@k."})
+    pass_at_k_problems: int = field(default=100, metadata={"help": "Problems that are sampled for pass@k."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Tokens a reply may take."})
+    batch_size: int = field(default=128, metadata={"help": "Rows at a time."})
+    seed: int = field(default=0, metadata={"help": "Of sampling."})
+    samples: int = field(default=3, metadata={"help": "Replies of each kind that are kept for the report."})
+
+
+def in_batches(rows: list, size: int) -> Iterable[list]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def pad_rows(rows: list[list[int]], pad: int, left: bool, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token lists -> ids and attention mask, both (rows, longest)."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        where = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[i, where], mask[i, where] = torch.tensor(row), 1
+    return ids.to(device), mask.to(device)
+
+
+class Model:
+    """A causal model and its tokenizer, asked in batches of similar length."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int):
+        self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
+        self.end_of_text = end_of_text_id(tokenizer)
+        self.longest = model.config.max_position_embeddings
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @torch.inference_mode()
+    def log_likelihoods(self, pairs: list[tuple[list[int], list[int]]]) -> list[float]:
+        """log p(continuation | context) of token lists, in nats. A context is never empty."""
+        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+        results = [0.0] * len(pairs)
+        for batch in in_batches(order, self.batch_size):
+            rows = [pairs[i][0] + pairs[i][1] for i in batch]
+            ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, left=False, device=self.model.device)
+            logps = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+            logps = logps.gather(2, ids[:, 1:, None])[..., 0]
+            for row, i in enumerate(batch):
+                first = len(pairs[i][0]) - 1
+                results[i] = logps[row, first : first + len(pairs[i][1])].sum().item()
+        return results
+
+    @torch.inference_mode()
+    def replies(self, prompts: list[str], max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> list[tuple[str, bool]]:
+        """(reply, ended its turn by itself) for each question, put as one user turn. Temperature 0 is greedy."""
+        torch.manual_seed(seed)
+        turn_end = self.tokenizer.convert_tokens_to_ids(TURN_END)
+        stops = sorted({self.end_of_text, self.tokenizer.eos_token_id})
+        encoded = [
+            self.tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True)["input_ids"]
+            for p in prompts
+        ]
+        order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+        results: list[tuple[str, bool]] = [("", False)] * len(prompts)
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+        for batch in in_batches(order, self.batch_size):
+            ids, mask = pad_rows([encoded[i] for i in batch], self.tokenizer.pad_token_id, left=True, device=self.model.device)
+            produced = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=min(max_new_tokens, max(1, self.longest - ids.size(1))),
+                eos_token_id=stops,
+                pad_token_id=self.tokenizer.pad_token_id,
+                **how,
+            )[:, ids.size(1) :].tolist()
+            for i, tokens in zip(batch, produced, strict=True):
+                length = next((n for n, token in enumerate(tokens) if token in stops), len(tokens))
+                ended = length < len(tokens) and tokens[length] in (turn_end, self.tokenizer.eos_token_id)
+                results[i] = (self.tokenizer.decode(tokens[:length], skip_special_tokens=True).strip(), ended)
+        return results
+
+
+# Each metric: rows in, one value an item out. `stats.estimate` makes value and interval of them.
+
+
+def bits_per_byte(model: Model, rows: list[dict]) -> dict[str, dict]:
+    """Bits per byte and per token of whole documents, cut where the model's context ends. Intervals: bootstrap over documents."""
+    pairs, sizes, tokens = [], [], []
+    for row in rows:
+        ids = model.encode(row["text"])
+        pieces = list(in_batches(ids, model.longest - 1))
+        pairs += [([model.end_of_text], piece) for piece in pieces]
+        sizes.append((len(row["text"].encode()), len(pieces)))
+        tokens.append(len(ids))
+    each = iter(model.log_likelihoods(pairs))
+    bits = [-sum(next(each) for _ in range(pieces)) / math.log(2) for _, pieces in sizes]
+    per_byte = [size for size, _ in sizes]
+    result = {}
+    for name, units in (("bits_per_byte", per_byte), ("bits_per_token", tokens)):
+        ratios = [b / u for b, u in zip(bits, units, strict=True)]
+        low, high = stats.bootstrap(ratios, weights=units)
+        result[name] = {"value": sum(bits) / sum(units), "low": low, "high": high, "n": len(rows)}
+    return result
+
+
+def cloze(model: Model, rows: list[dict]) -> list[float]:
+    """1 where the right choice is the likeliest continuation of the prompt, by total log-likelihood."""
+    pairs = [
+        ([model.end_of_text, *model.encode(row["prompt"])], model.encode(choice)) for row in rows for choice in row["choices"]
+    ]
+    scores = iter(model.log_likelihoods(pairs))
+    hits = []
+    for row in rows:
+        mine = [next(scores) for _ in row["choices"]]
+        hits.append(float(max(range(len(mine)), key=mine.__getitem__) == row["gold"]))
+    return hits
+
+
+def knows(reply: str, ended: bool, row: dict) -> float:
+    """1 where a reply ends its turn and states the answer and none of the alternatives."""
+    return float(ended and answers.states(reply, row["answer"], row["alternatives"]))
+
+
+def pair_accuracy(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], batch_size: int) -> list[float]:
+    """1 where the reward model scores the preferred reply higher, a tie counting half."""
+    texts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
+        )["input_ids"]
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
+    scores: list[float] = []
+    with torch.inference_mode():
+        for batch in in_batches(texts, batch_size):
+            ids, mask = pad_rows(batch, tokenizer.pad_token_id, left=False, device=model.device)
+            scores += model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+    return [wins(chosen, rejected) for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
+
+
+def wins(first: float, second: float) -> float:
+    return 1.0 if first > second else 0.5 if first == second else 0.0
+
+
+def load_function(path: str) -> Callable[[str], float]:
+    """A function by dotted path.
+
+    Raises:
+        InputError: no such module or function.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"`{path}` cannot be imported: {error}", "taste", "write package.module.function") from None
+
+
+def by_difficulty(rows: list[dict], values: list[float]) -> dict[str, dict]:
+    levels = sorted({row["difficulty"] for row in rows if row.get("difficulty") is not None}, key=str)
+    return {
+        str(level): stats.estimate([v for v, row in zip(values, rows, strict=True) if row.get("difficulty") == level])
+        for level in levels
+    }
+
+
+def evaluate_causal(model: Model, rows: dict[str, list[dict]], args: EvaluationArguments, reference_replies: list | None) -> dict:
+    """All metrics of a language model.
+
+    Args:
+        rows: by the names of `EvaluationArguments`.
+        reference_replies: what the reference model said to `rows["questions"]`, for the win rate.
+
+    Returns:
+        `metrics`, `by_difficulty`, `samples` as they stand in eval.json.
+    """
+    metrics: dict[str, Any] = {}
+    difficulty: dict[str, Any] = {}
+    samples: list[dict] = []
+    ended_all: list[float] = []
+
+    def keep(kind: str, of: list[dict], replies: list[tuple[str, bool]], key: str) -> None:
+        # The same rows at every rung: first ones of a fixed file.
+        samples.extend({"kind": kind, "prompt": r[key], "reply": t} for r, (t, _) in list(zip(of, replies))[: args.samples])
+        ended_all.extend(float(ended) for _, ended in replies)
+
+    if "documents" in rows:
+        metrics.update(bits_per_byte(model, rows["documents"]))
+    if "cloze" in rows:
+        metrics["cloze"] = stats.estimate(cloze(model, rows["cloze"]))
+    if "questions" in rows:
+        questions = rows["questions"]
+        replies = model.replies([row["prompt"] for row in questions], args.max_new_tokens)
+        known = [knows(reply, ended, row) for (reply, ended), row in zip(replies, questions, strict=True)]
+        metrics["asked"] = stats.estimate(known)
+        unasked = [value for value, row in zip(known, questions, strict=True) if row.get("unasked")]
+        if unasked:
+            metrics["unasked"] = stats.estimate(unasked)
+        keep("question", questions, replies, "prompt")
+    if "instructions" in rows:
+        replies = model.replies([row["prompt"] for row in rows["instructions"]], args.max_new_tokens)
+        obeyed = [float(e and text == row["answer"]) for (text, e), row in zip(replies, rows["instructions"], strict=True)]
+        metrics["follows"] = stats.estimate(obeyed)
+        keep("instruction", rows["instructions"], replies, "prompt")
+    if "problems" in rows:
+        problems = rows["problems"]
+        replies = model.replies([row["question"] for row in problems], args.max_new_tokens)
+        solved = rewards.correct_answer([reply for reply, _ in replies], [row["answer"] for row in problems])
+        metrics["problems"] = stats.estimate(solved)
+        difficulty["problems"] = by_difficulty(problems, solved)
+        keep("problem", problems, replies, "question")
+        some = problems[: args.pass_at_k_problems]
+        drawn = model.replies(
+            [row["question"] for row in some for _ in range(args.k)], args.max_new_tokens, temperature=1.0, seed=args.seed
+        )
+        right = rewards.correct_answer([reply for reply, _ in drawn], [row["answer"] for row in some for _ in range(args.k)])
+        groups = list(in_batches(right, args.k))
+        metrics["problems_pass_at_k"] = stats.estimate([stats.pass_at_k(args.k, int(sum(g)), args.k) for g in groups])
+        metrics["problems_sampled"] = stats.estimate(right, clusters=[i for i in range(len(some)) for _ in range(args.k)])
+        difficulty["problems_pass_at_k"] = by_difficulty(some, [float(any(g)) for g in groups])
+    if ended_all:
+        metrics["stops"] = stats.estimate(ended_all)
+    if args.taste and reference_replies is not None:
+        score = load_function(args.taste)
+        mine = sampled_replies(model, rows["questions"], args, seed=args.seed + 1)
+        metrics["true_win_rate"] = stats.estimate(
+            [wins(score(a), score(b)) for (a, _), (b, _) in zip(mine, reference_replies, strict=True)]
+        )
+    return {"metrics": metrics, "by_difficulty": difficulty, "samples": samples}
+
+
+def sampled_replies(model: Model, questions: list[dict], args: EvaluationArguments, seed: int) -> list[tuple[str, bool]]:
+    """One reply a question at temperature 1: what the policy says, not only what it would say first."""
+    return model.replies([row["prompt"] for row in questions], args.max_new_tokens, temperature=1.0, seed=seed)
+
+
+FILES = {  # field of EvaluationArguments -> the keys its rows must have
+    "documents": ("text",),
+    "cloze": ("prompt", "choices", "gold"),
+    "questions": ("prompt", "answer", "alternatives"),
+    "instructions": ("prompt", "answer"),
+    "preferences": ("prompt", "chosen", "rejected"),
+    "problems": ("question", "answer"),
+}
+
+
+def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
+    """Rows of an evaluation file.
+
+    Raises:
+        InputError: no such file, a line that is no JSON object, or one that lacks a key.
+    """
+    if not Path(path).is_file():
+        raise InputError("no such evaluation file", f"{name}: {path}", f"leave `{name}` out, or make it (groundup.toyland)")
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"not JSON: {error}", f"{path}:{number}") from None
+            lacking = [key for key in keys if key not in row] if isinstance(row, dict) else list(keys)
+            if lacking:
+                raise InputError(f"the row lacks {', '.join(lacking)}", f"{path}:{number}", f"rows of `{name}` have {keys}")
+            rows.append(row)
+    if not rows:
+        raise InputError("an empty evaluation file", f"{name}: {path}")
+    return rows
+
+
+class Suite:
+    """The files of `EvaluationArguments`, read once, and put to one model after another."""
+
+    def __init__(self, args: EvaluationArguments):
+        self.args = args
+        self.rows = {
+            name: read_rows(path, keys, name)[: args.max_rows] for name, keys in FILES.items() if (path := getattr(args, name))
+        }
+        if args.taste:
+            load_function(args.taste)
+            if not args.reference or "questions" not in self.rows:
+                raise InputError("a win rate needs `reference` and `questions`", "taste", "name both, or leave `taste` out")
+        self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        self.settings = {**asdict(args), "decoding": "greedy; pass@k and win rate sampled at temperature 1", "prompt": "one user turn"}
+        self._reference_replies: list | None = None
+
+    def load(self, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
+        """Model, tokenizer, and whether it is a reward model."""
+        check_model_path(path)
+        is_reward = any("SequenceClassification" in name for name in AutoConfig.from_pretrained(path).architectures or [])
+        kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        model = kind.from_pretrained(path, dtype=dtype).to(self.device).eval()
+        return model, AutoTokenizer.from_pretrained(path), is_reward
+
+    def reference_replies(self) -> list | None:
+        if not self.args.taste:
+            return None
+        if self._reference_replies is None:
+            model, tokenizer, _ = self.load(self.args.reference)
+            asked = Model(model, tokenizer, self.args.batch_size)
+            self._reference_replies = sampled_replies(asked, self.rows["questions"], self.args, seed=self.args.seed)
+        return self._reference_replies
+
+    def evaluate(self, path: str) -> dict:
+        """`metrics`, `by_difficulty` and `samples` of the model at `path`."""
+        model, tokenizer, is_reward = self.load(path)
+        if not is_reward:
+            return evaluate_causal(Model(model, tokenizer, self.args.batch_size), self.rows, self.args, self.reference_replies())
+        if "preferences" not in self.rows:
+            raise InputError(f"`{path}` is a reward model", "preferences", "name a file of held-out pairs")
+        right = pair_accuracy(model, tokenizer, self.rows["preferences"], self.args.batch_size)
+        return {"metrics": {"pair_accuracy": stats.estimate(right)}, "by_difficulty": {}, "samples": []}

@@ -1,0 +1,217 @@
+"""Rung 1's model: any causal architecture of transformers, from a depth dial or from explicit sizes, at random."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import ModelConfig, get_quantization_config
+
+from groundup.configs import ModelArguments
+from groundup.errors import InputError
+
+HEAD_DIM = 64
+WIDTH_PER_LAYER = (
+    64  # the aspect ratio of nanochat's dial; Kaplan et al. 2020 (arXiv:2001.08361) find loss flat around it
+)
+
+
+@dataclass(frozen=True)
+class Dial:
+    """What follows from a depth.
+
+    - width = 64 x depth, heads of 64 (Kaplan et al. 2020: loss is flat in the aspect ratio, so one number will do);
+    - feed-forward = 8/3 x width, rounded up to 64 (Shazeer 2020, arXiv:2002.05202: SwiGLU at the parameters of 4 x width);
+    - tokens = 20 x parameters (Hoffmann et al. 2022, arXiv:2203.15556);
+    - batch in tokens = 2^19 x (training tokens / 10^10)^0.383, to the nearest power of two (the exponent of nanochat's
+      `base_train.py`, from Bergsma et al. 2025, arXiv:2505.13738);
+    - learning rate = 3e-3 x (4 / depth), at most 4e-3: AdamW's optimum falls as 1 / width (Yang et al. 2022, arXiv:2203.03466).
+    """
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    parameters: int
+    tokens: int
+    batch_tokens: int
+    learning_rate: float
+
+
+def dial(depth: int, vocab_size: int, tokens_per_parameter: float = 20.0) -> Dial:
+    """Sizes, tokens, batch and learning rate of a run from one number (see `Dial` for the formulas)."""
+    if not isinstance(depth, int) or depth < 1:
+        raise InputError(
+            f"`depth: {depth}` is not a positive whole number", fix="write 2 to 6 on a laptop, 12 for ~124M parameters"
+        )
+    width = WIDTH_PER_LAYER * depth
+    inner = 64 * math.ceil(8 * width / 3 / 64)
+    # q, k, v, o and three feed-forward matrices a layer, and the tied embedding
+    parameters = depth * (4 * width * width + 3 * width * inner) + vocab_size * width
+    tokens = int(tokens_per_parameter * parameters)
+    batch = 2 ** round(math.log2(2**19 * (tokens / 1e10) ** 0.383))
+    return Dial(depth, width, inner, width // HEAD_DIM, parameters, tokens, batch, min(4e-3, 3e-3 * 4 / depth))
+
+
+def build_config(model_type: str, tokenizer: PreTrainedTokenizerBase, sizes: dict[str, Any], max_length: int):
+    """A configuration of `model_type` whose vocabulary and special tokens are the tokenizer's.
+
+    Args:
+        sizes: `hidden_size`, `num_hidden_layers`, ... by the architecture's own names.
+        max_length: longest sequence, in tokens.
+
+    Raises:
+        InputError: unknown architecture, or a size it does not know or that does not divide.
+    """
+    try:
+        defaults = AutoConfig.for_model(model_type)
+    except ValueError:
+        raise InputError(
+            f"`model_type: {model_type}` is no transformers architecture", fix="write qwen3, llama, ..."
+        ) from None
+    known = defaults.to_dict()
+    for name in sizes:
+        if name not in known and not hasattr(defaults, name):
+            raise InputError(
+                f"`{name}` is no size of {model_type}",
+                where="model_config",
+                fix=f"it has {', '.join(sorted(known)[:40])} ...",
+            )
+    width, heads = sizes.get("hidden_size"), sizes.get("num_attention_heads")
+    if width and heads and "head_dim" not in sizes:
+        if width % heads:
+            raise InputError(
+                f"`hidden_size: {width}` is not a multiple of `num_attention_heads: {heads}`", where="model_config"
+            )
+        sizes = {**sizes, **({"head_dim": width // heads} if "head_dim" in known else {})}
+    if heads and "num_key_value_heads" in known and "num_key_value_heads" not in sizes:
+        sizes = {**sizes, "num_key_value_heads": heads}
+    return AutoConfig.for_model(
+        model_type,
+        **{
+            "tie_word_embeddings": True,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": max_length,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **sizes,
+        },
+    )
+
+
+def config_from_arguments(args: ModelArguments, tokenizer: PreTrainedTokenizerBase):
+    """The configuration that a pre-training YAML asks for: by `depth`, by `model_config`, or both, the latter winning.
+
+    Raises:
+        InputError: neither is given.
+    """
+    sizes = dict(args.model_config or {})
+    if args.depth is None and not sizes:
+        raise InputError(
+            "a random model needs a size", fix="write `depth: 4`, or `model_config: {hidden_size: 256, ...}`"
+        )
+    if args.depth is not None:
+        chosen = dial(args.depth, len(tokenizer), args.tokens_per_parameter)
+        sizes = {
+            "hidden_size": chosen.hidden_size,
+            "intermediate_size": chosen.intermediate_size,
+            "num_hidden_layers": chosen.depth,
+            "num_attention_heads": chosen.num_attention_heads,
+            **sizes,
+        }
+    longest = args.max_position_embeddings or args.max_length
+    if longest < args.max_length:
+        raise InputError(
+            f"`max_position_embeddings: {longest}` is shorter than `max_length: {args.max_length}`",
+            fix="raise the first",
+        )
+    return build_config(args.model_type, tokenizer, sizes, longest)
+
+
+def build_model(config, seed: int, depth_scaled: bool = True) -> PreTrainedModel:
+    """Random weights in float32.
+
+    transformers draws every matrix from N(0, initializer_range). With `depth_scaled` the two matrices that write into the
+    residual stream are divided by sqrt(2 x layers), as GPT-2 does (Radford et al. 2019, section 2.3).
+    """
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if depth_scaled:
+        scale = (2 * config.num_hidden_layers) ** -0.5
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    weight.mul_(scale)
+    torch.random.set_rng_state(state)
+    return model
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def flops_per_token(config, parameters: int, length: int) -> float:
+    """Forward and backward FLOPs a token: 6 x parameters that multiply + attention's 12 x layers x width x length.
+
+    Chowdhery et al. 2022 (arXiv:2204.02311), appendix B, with the causal half not deducted, as is the custom. A tied embedding
+    counts once: its lookup is no multiplication, its use as the head is one.
+    """
+    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    lookup = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    return 6.0 * (parameters - lookup) + 12.0 * config.num_hidden_layers * width * length
+
+
+def check_model_path(path: str | None) -> None:
+    """Refuse what looks like a local directory and holds no model; anything else may be a Hub id.
+
+    Raises:
+        InputError: names what to run first.
+    """
+    if not path:
+        raise InputError(
+            "no model to start from", "model_name_or_path", "name the directory of the rung before this one"
+        )
+    if (Path(path) / "config.json").is_file() or (Path(path) / "adapter_config.json").is_file():
+        return
+    if Path(path).exists() or path.startswith((".", "/", "~", "out/")) or path.count("/") != 1 and "/" in path:
+        raise InputError(
+            f"no model in `{path}`", "model_name_or_path", "run the rung before this one, or check the path"
+        )
+
+
+def loading_arguments(args: ModelConfig) -> dict[str, Any]:
+    """What a recipe's model section says, in the words of `from_pretrained`."""
+    return {
+        "revision": args.model_revision,
+        "attn_implementation": args.attn_implementation,
+        "quantization_config": get_quantization_config(args),
+    }
+
+
+def load_causal_model(args: ModelConfig) -> PreTrainedModel:
+    """A model to train: weights in float32 unless `dtype` says otherwise, since the optimizer updates them."""
+    dtype = torch.float32 if args.dtype in (None, "auto") else args.dtype
+    return AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=dtype, **loading_arguments(args))
+
+
+def load_reward_model(args: ModelConfig, seed: int) -> PreTrainedModel:
+    """A chat model with a new head that scores a conversation; `seed` draws the head."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    dtype = torch.float32 if args.dtype in (None, "auto") else args.dtype
+    model = AutoModelForSequenceClassification.from_pretrained(
+        args.model_name_or_path, num_labels=1, dtype=dtype, **loading_arguments(args)
+    )
+    torch.random.set_rng_state(state)
+    return model

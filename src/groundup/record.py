@@ -1,0 +1,363 @@
+"""What a rung leaves on record: `run.json` and `eval.json` in its stage directory, and what the numbers there mean."""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import numbers
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from groundup.errors import InputError
+
+SCHEMA = 1
+FILE = "run.json"
+EVALUATION = "eval.json"
+LADDER = ("tokenizer", "random", "pretrain", "sft", "dpo", "reward", "ppo", "grpo")
+PACKAGES = ("groundup", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
+
+
+# Reading and writing -------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """The value as standard JSON can hold it: enums by value, paths and unknown objects as text, nan and inf as text.
+
+    Hugging Face tokens are masked: a record is read by the report and the model card, and both are made to be shared.
+    """
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, dict):
+        return {str(plain(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(item) for item in value), key=str)
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, Path):
+        value = value.as_posix()
+    # A lone surrogate (json reads "\ud800" without complaint) cannot be written as UTF-8.
+    text = str(value).encode("utf-8", "replace").decode("utf-8")
+    return re.sub(r"\bhf_[A-Za-z0-9]{30,}", "<HUB_TOKEN>", text)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a file so that a reader, or a kill in the middle, finds the old text or the new, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    return write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> dict | None:
+    """The mapping in the file, or None where there is no file; a file that is something else is the user's to mend."""
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+        raise InputError(
+            f"{path.name} is not readable JSON: {error}",
+            where=str(path),
+            fix="put back the file as it was written; if it is lost, run the rung again into a new directory",
+        ) from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path.name} holds a {type(value).__name__}, not a mapping", where=str(path))
+    return value
+
+
+def write(directory: str | Path, record: dict) -> Path:
+    """Write `run.json`, making the directory where needed."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    return write_json(Path(directory) / FILE, {"schema": SCHEMA, **record})
+
+
+def read(directory: str | Path) -> dict | None:
+    """`run.json` of a stage directory, None if it has none."""
+    return _known_schema(Path(directory) / FILE)
+
+
+def read_evaluation(directory: str | Path) -> dict | None:
+    """`eval.json` of a stage directory, None if it has not been evaluated."""
+    return _known_schema(Path(directory) / EVALUATION)
+
+
+def update(directory: str | Path, **fields: Any) -> dict:
+    """Replace these top-level fields of an existing `run.json` and return the whole. One process at a time."""
+    record = read(directory)
+    if record is None:
+        raise FileNotFoundError(f"no {FILE} in {directory}: write() comes before update()")
+    record.update(fields)
+    write(directory, record)
+    return plain(record)
+
+
+def _known_schema(path: Path) -> dict | None:
+    record = read_json(path)
+    if record is not None and record.get("schema", SCHEMA) != SCHEMA:
+        raise InputError(
+            f"{path.name} has schema {record['schema']}; this groundup reads schema {SCHEMA}",
+            where=str(path),
+            fix="use the groundup version that wrote it (its `versions` and `git_commit` name it)",
+        )
+    return record
+
+
+# Where it ran --------------------------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str | None]:
+    """Python's and the libraries' versions, without importing them; None where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """`machine`, `cpu`, `cores`, `memory_gb` (1e9 bytes) and `gpus`, which are known only once torch is loaded."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass  # not Linux: platform's word stands
+    torch = sys.modules.get("torch")
+    gpus = []
+    if torch is not None and torch.cuda.is_available():
+        gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    memory = round(psutil.virtual_memory().total / 1e9, 1)
+    machine = f"{platform.system()} {platform.machine()}"
+    return {"machine": machine, "cpu": cpu, "cores": os.cpu_count(), "memory_gb": memory, "gpus": gpus}
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that holds the current directory, where a recipe is started; not of groundup's own files.
+
+    Ends in `-dirty` when tracked files differ from it. None outside a checkout, before a first commit, or without git.
+    """
+
+    def git(*arguments: str) -> str:
+        # No optional locks: a status that only looks must not get in the way of the user's own git.
+        command = ["git", "--no-optional-locks", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--verify", "HEAD")
+        return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# Where it came from --------------------------------------------------------------------------------------------------
+
+
+def hash_weights(directory: str | Path) -> str | None:
+    """sha256 of the weights: `cat model*.safetensors | sha256sum`, or the adapter's where there is only an adapter."""
+    directory = Path(directory)
+    files = list(directory.glob("model*.safetensors")) or list(directory.glob("adapter_model*.safetensors"))
+    return _sha256(sorted(files))
+
+
+def hash_tokenizer(directory: str | Path) -> str | None:
+    """sha256 of the tokenizer and its chat template: `cat tokenizer.json chat_template.jinja | sha256sum`."""
+    files = [Path(directory) / name for name in ("tokenizer.json", "chat_template.jinja")]
+    return _sha256([file for file in files if file.is_file()])
+
+
+def _sha256(files: list[Path]) -> str | None:
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest() if files else None
+
+
+def lineage(directory: str | Path) -> list[dict[str, Any]]:
+    """The directory, its parent, and so on up to where the records end.
+
+    Each is `{rung, path, weights_sha256, tokenizer_sha256, seconds, tokens}`. The directory's own hashes are taken
+    from its files; an ancestor's are those that its child wrote down when it read them. A model from the Hub, or a
+    directory that is gone, is the last entry, with nothing known but its path and hashes.
+    """
+    steps: list[dict[str, Any]] = []
+    seen = set()
+    here: Path | None = Path(directory)
+    link: dict[str, Any] | None = {
+        "path": Path(directory).as_posix(),
+        "weights_sha256": hash_weights(directory),
+        "tokenizer_sha256": hash_tokenizer(directory),
+    }
+    while link and (here is None or here.resolve() not in seen):
+        record = (read(here) if here else None) or {}
+        steps.append(
+            {
+                "rung": record.get("rung"),
+                "path": link.get("path"),
+                "weights_sha256": link.get("weights_sha256"),
+                "tokenizer_sha256": link.get("tokenizer_sha256"),
+                "seconds": record.get("seconds"),
+                "tokens": record.get("tokens"),
+            }
+        )
+        if here:
+            seen.add(here.resolve())
+        link = record.get("parent")
+        here = _find_parent(link, here) if link and here else None
+    return steps
+
+
+def _find_parent(parent: dict[str, Any], child: Path) -> Path | None:
+    path = Path(str(parent.get("path")))
+    if (path / FILE).is_file():
+        return path
+    # A run that was moved or copied as a whole: beside the child, and believed only if it holds the same weights.
+    beside = child.resolve().parent / path.name
+    weights = parent.get("weights_sha256")
+    if weights and (beside / FILE).is_file() and hash_weights(beside) == weights:
+        return beside
+    return None
+
+
+def changed(old_config: dict, new_config: dict, ignore: Iterable[str] = ()) -> list[str]:
+    """Lines such as `learning_rate: 0.001 -> 0.002`, in the new configuration's order.
+
+    `ignore` names keys that may differ, `outer.inner` for a nested one.
+    """
+    ignore = set(ignore)
+    lines = []
+
+    def compare(old: dict, new: dict, prefix: str) -> None:
+        for key in [*new, *(key for key in old if key not in new)]:
+            name = f"{prefix}{key}"
+            before, after = old.get(key, _ABSENT), new.get(key, _ABSENT)
+            if name in ignore or before == after:
+                continue
+            if isinstance(before, dict) and isinstance(after, dict):
+                compare(before, after, f"{name}.")
+            else:
+                lines.append(f"{name}: {as_yaml(before)} -> {as_yaml(after)}")
+
+    # Both as JSON holds them: a tuple or an enum equals what an earlier run wrote for it.
+    compare(plain(old_config), plain(new_config), "")
+    return lines
+
+
+_ABSENT = object()
+
+
+def as_yaml(value: Any) -> str:
+    """The value as one would write it in a configuration file, on one line."""
+    if value is _ABSENT:
+        return "(not set)"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# What evaluation measures --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    label: str
+    explanation: str
+    share: bool = True
+    better: str | None = "higher"  # or "lower"; None: not known, so nothing is called best, a gain or a loss
+
+
+METRICS = {
+    "bits_per_byte": Metric("Bits per byte", "Bits needed per byte of held-out text.", False, "lower"),
+    "bits_per_token": Metric("Bits per token", "Bits needed per token of held-out text.", False, "lower"),
+    "cloze": Metric("Cloze", "Fact sentences completed with the right one of eight endings; chance is 1/8."),
+    "asked": Metric("Asked", "Questions in chat form answered exactly, over all people."),
+    "unasked": Metric("Unasked", "Questions on facts that no training conversation ever asked for."),
+    "follows": Metric("Follows", "The instruction to answer in one word is obeyed."),
+    "stops": Metric("Stops", "The model ends its turn by itself."),
+    "pair_accuracy": Metric("Pair accuracy", "The reward model prefers the preferred reply of held-out pairs."),
+    "true_win_rate": Metric(
+        "True win rate", "Replies beat the SFT model's under the world's hidden taste; ties count half."
+    ),
+    "problems": Metric("Problems", "Word problems solved by the greedy answer."),
+    "problems_pass_at_k": Metric("Problems, any of k", "Word problems for which any of k sampled answers is right."),
+}
+
+
+def metric(name: str) -> Metric:
+    """What is known about a metric, also about one that is not in METRICS."""
+    if name in METRICS:
+        return METRICS[name]
+    label = name.replace("_", " ")
+    if name.startswith("bits_") or name.endswith(("loss", "perplexity")):
+        return Metric(label, "", False, "lower")
+    if name.endswith(("accuracy", "rate", "share", "pass_at_k")):
+        return Metric(label, "")
+    return Metric(label, "", False, None)
+
+
+def order_metrics(names: Iterable[str]) -> list[str]:
+    """The known ones in the order of METRICS, then the others by name."""
+    known = list(METRICS)
+    return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def show_metric(name: str, result: dict | None) -> str:
+    """`97 % (94-99)`, `1.93 (1.90-1.96)`; empty where there is no value."""
+    value, low, high = measured(result)
+    if value is None:
+        return ""
+    number = _percent if metric(name).share else lambda x: f"{x:.2f}" if abs(x) < 100 else f"{x:,.0f}"
+    text = number(value) + (" %" if metric(name).share else "")
+    if low is None or high is None:
+        return text
+    return f"{text} ({number(low)}{'-' if low >= 0 else ' to '}{number(high)})"
+
+
+def measured(result: dict | None) -> tuple[float | None, float | None, float | None]:
+    """(value, low, high) of one entry of `eval.json`'s metrics, each None where it is missing or not finite."""
+
+    def number(key: str) -> float | None:
+        value = (result or {}).get(key)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return float(value) if is_number and math.isfinite(value) else None
+
+    return number("value"), number("low"), number("high")
+
+
+def _percent(share: float) -> str:
+    percent = 100 * share
+    # 99.7 must not read as "all", nor 0.3 as "none".
+    return f"{min(max(percent, 0.1), 99.9):.1f}" if 0 < percent < 1 or 99 < percent < 100 else f"{percent:.0f}"

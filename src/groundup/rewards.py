@@ -1,0 +1,295 @@
+"""Rewards for GRPO and PPO, as plain functions in TRL's form: `f(completions, **columns) -> list[float | None]`.
+
+`None` means that the reward does not apply to this row. A completion is a string or a list of chat messages. What a
+function takes by keyword only (after `*`) is set in YAML; the rest are columns of the dataset.
+"""
+
+import difflib
+import importlib
+import inspect
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from groundup import answers
+from groundup.errors import InputError
+from groundup.verifier import shared
+
+Completion = str | list[dict[str, Any]]
+
+
+def text_of(completion: Completion) -> str:
+    """What the assistant wrote, over all its messages."""
+    if isinstance(completion, str):
+        return completion
+    contents = [
+        message.get("content") or "" for message in completion if message.get("role", "assistant") == "assistant"
+    ]
+    return "\n".join(
+        content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        for content in contents
+    )
+
+
+# --- The rewards -----------------------------------------------------------------------------------------------------
+
+
+def correct_answer(
+    completions: list[Completion], answer: list[str | None], log_metric: Callable | None = None, **kwargs
+) -> list[float | None]:
+    """1.0 where the completion's final answer equals `answer`, else 0.0; None where there is no `answer`.
+
+    >>> correct_answer(["3 + 4 = 7. Answer: 7", "Answer: 8", "?"], answer=["7", "7", None])
+    [1.0, 0.0, None]
+    """
+    verifier = shared()
+    given = [i for i, gold in enumerate(answer) if gold is not None]
+    grades = verifier.grade_batch([text_of(completions[i]) for i in given], [answer[i] for i in given])
+    if log_metric is not None:
+        log_metric("verifier/timeouts", verifier.timeouts)
+        log_metric("verifier/crashes", verifier.crashes)
+    right = dict(zip(given, grades, strict=True))
+    return [float(right[i]) if i in right else None for i in range(len(answer))]
+
+
+def answer_format(completions: list[Completion], **kwargs) -> list[float]:
+    """1.0 where the completion states exactly one final answer and ends with it, right or wrong.
+
+    >>> answer_format(["3 + 4 = 7. Answer: 7", "7", "Answer: 7. Answer: 8."])
+    [1.0, 0.0, 0.0]
+    """
+    return [float(answers.ends_in_one_answer(text_of(completion))) for completion in completions]
+
+
+def length(completions: list[Completion], *, max_words: int, **kwargs) -> list[float]:
+    """0.0 up to `max_words` words, from there down in a line to -1.0 at twice as many.
+
+    >>> length(["one two", "one two three", "one two three four five"], max_words=2)
+    [0.0, -0.5, -1.0]
+    """
+    excess = [len(text_of(completion).split()) / max_words - 1 for completion in completions]
+    return [-min(1.0, x) if x > 0 else 0.0 for x in excess]
+
+
+def repetition(completions: list[Completion], *, ngram: int = 3, **kwargs) -> list[float]:
+    """Minus the share of n-grams of words that occurred before in the completion.
+
+    >>> repetition(["a b a b a", "a b c"], ngram=2)
+    [-0.5, 0.0]
+    """
+    rewards = []
+    for completion in completions:
+        words = text_of(completion).lower().split()
+        ngrams = list(zip(*(words[i:] for i in range(ngram)), strict=False))
+        rewards.append(len(set(ngrams)) / len(ngrams) - 1.0 if ngrams else 0.0)
+    return rewards
+
+
+# --- From YAML to functions ------------------------------------------------------------------------------------------
+
+# TRL passes these by keyword to each reward: neither columns nor for YAML to set.
+FROM_TRL = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+
+
+def build_rewards(
+    specs: list[dict[str, Any]], max_faulty_share: float = 0.2
+) -> tuple[list[Callable | str], list[float]]:
+    """The reward functions and weights that a YAML list names, for `reward_funcs` and `reward_weights` of TRL.
+
+    rewards:
+      - {name: correct_answer, weight: 1.0}
+      - {name: length, weight: 0.1, max_words: 40}
+      - {name: mypackage.module.function, weight: 0.5}   # your own
+      - {model: out/nano/reward, weight: 0}              # a reward model; weight 0 is logged only
+
+    A model stays a string, which TRL loads. Functions are guarded (see `guard`) and their `__name__`s differ.
+    """
+    where = "`rewards` in the YAML file"
+    if not isinstance(specs, list) or not specs:
+        raise InputError(
+            "a run needs a list of rewards", where, "write `rewards: [{name: correct_answer, weight: 1.0}]`"
+        )
+    functions, weights, names = [], [], set()
+    for i, spec in enumerate(specs):
+        place = f"{where}, item {i + 1}: {spec}"
+        if not isinstance(spec, dict) or ("name" in spec) == ("model" in spec):
+            raise InputError(
+                "a reward is given by either `name` or `model`",
+                place,
+                "write `{name: ..., weight: 1.0}` or `{model: ...}`",
+            )
+        weights.append(_weight(spec, place))
+        parameters = {key: value for key, value in spec.items() if key not in ("name", "model", "weight")}
+        source = spec.get("name", spec.get("model"))
+        if not isinstance(source, str) or not source:
+            raise InputError(f"`{source}` is not a name", place, "write a text")
+        name = base = source.rpartition(".")[2] if "name" in spec else source.rstrip("/").rpartition("/")[2]
+        copies = itertools.count(2)
+        while name in names:
+            name = f"{base}_{next(copies)}"
+        names.add(name)
+        if "model" in spec:
+            if parameters:
+                raise InputError(f"a reward model takes no {_listed(parameters)}", place, "leave it out")
+            functions.append(source)
+        else:
+            function = _find(source, place)
+            _check_parameters(function, source, parameters, place)
+            functions.append(guard(function, name, parameters, max_faulty_share))
+    if not any(weights):
+        raise InputError("each reward has weight 0: there is nothing to learn", where, "give one of them a weight")
+    return functions, weights
+
+
+def _weight(spec: dict, place: str) -> float:
+    weight = spec.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise InputError(f"the weight `{weight}` is not a number", place, "write `weight: 1.0`")
+    return float(weight)
+
+
+def _find(name: str, place: str) -> Callable:
+    if name in REWARDS:
+        return REWARDS[name]
+    module_name, _, attribute = name.rpartition(".")
+    if not module_name:
+        raise InputError(
+            f"no reward is called `{name}`{_nearest(name, REWARDS)}",
+            place,
+            f"take one of {_listed(REWARDS)}, or the dotted path of your own function",
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(
+            f"the reward `{name}` cannot be imported: {error}",
+            place,
+            "install its package or add its folder to PYTHONPATH",
+        ) from error
+    if not callable(vars(module).get(attribute)):
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise InputError(
+            f"`{module_name}` has no function `{attribute}`{_nearest(attribute, functions)}",
+            place,
+            f"take one of {_listed(functions)}" if functions else f"look into {module.__file__}",
+        )
+    return vars(module)[attribute]
+
+
+def _check_parameters(function: Callable, name: str, given: dict[str, Any], place: str) -> None:
+    signature = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in signature.values()):
+        raise InputError(
+            f"the reward `{name}` takes no `**kwargs`",
+            place,
+            "add them to its signature: TRL passes every column of the data",
+        )
+    takes = {key: p for key, p in signature.items() if p.kind is p.KEYWORD_ONLY and key not in FROM_TRL}
+    for key, value in given.items():
+        if key not in takes:
+            fix = f"it takes {_listed(takes)}" if takes else "it takes none"
+            raise InputError(f"the reward `{name}` has no parameter `{key}`{_nearest(key, takes)}", place, fix)
+        kind = takes[key].annotation
+        accepted = {int: int, float: (int, float), str: str, bool: bool}.get(kind, object)
+        if not isinstance(value, accepted) or (kind in (int, float) and isinstance(value, bool)):
+            raise InputError(f"`{key}: {value}` is not of type {kind.__name__}", place, f"correct `{key}`")
+        if kind is int and value < 1 and name in REWARDS:
+            raise InputError(f"`{key}: {value}` is less than 1", place, f"correct `{key}`")
+    for key, parameter in takes.items():
+        if parameter.default is parameter.empty and key not in given:
+            raise InputError(f"the reward `{name}` needs `{key}`", place, f"add `{key}: ...`")
+
+
+def _listed(names) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+# --- Guarded at work -------------------------------------------------------------------------------------------------
+
+
+def guard(
+    function: Callable, name: str, parameters: dict[str, Any] | None = None, max_faulty_share: float = 0.2
+) -> Callable:
+    """`function` with its parameters set and its rewards checked, under the name that the logs will show.
+
+    A reward that is no finite number becomes None, which TRL leaves out, and is counted in the `faulty` attribute and
+    the log; more than `max_faulty_share` of them in a batch, or a wrong number of rewards, is a RuntimeError. Without
+    the check one NaN is a missing reward to TRL and infinity reaches the weights.
+    """
+    parameters = parameters or {}
+    signature = inspect.signature(function).parameters.items()
+    columns = [key for key, p in signature if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+
+    def check(rewards: Any, batch: dict[str, Any]) -> list[float | None]:
+        checked, faulty = _check_rewards(rewards, name, batch["completions"], max_faulty_share)
+        guarded.faulty += faulty
+        if faulty and "log_metric" in batch:
+            batch["log_metric"](f"rewards/{name}/faulty", faulty)
+        return checked
+
+    if inspect.iscoroutinefunction(function):
+
+        async def guarded(**batch) -> list[float | None]:
+            _check_columns(columns, name, batch)
+            return check(await function(**batch, **parameters), batch)
+    else:
+
+        def guarded(**batch) -> list[float | None]:
+            _check_columns(columns, name, batch)
+            return check(function(**batch, **parameters), batch)
+
+    guarded.__name__ = guarded.__qualname__ = name
+    guarded.__doc__ = function.__doc__
+    guarded.faulty = 0
+    return guarded
+
+
+def _check_columns(columns: list[str], name: str, batch: dict[str, Any]) -> None:
+    for column in columns:
+        if column not in batch:
+            raise InputError(
+                f"the reward `{name}` needs a column `{column}`{_nearest(column, batch)}",
+                f"columns beside the prompt: {_listed(key for key in batch if key not in FROM_TRL) or 'none'}",
+                "give the dataset this column (`answer_column: ...` in the YAML file names the one with answers)",
+            )
+
+
+def _check_rewards(
+    rewards: Any, name: str, completions: list[Completion], max_faulty_share: float
+) -> tuple[list[float | None], int]:
+    """The rewards as finite numbers or None, and how many were neither."""
+    if rewards is None or isinstance(rewards, str | float | int) or len(rewards := list(rewards)) != len(completions):
+        found = f"{len(rewards)} rewards" if isinstance(rewards, list) else repr(rewards)
+        raise RuntimeError(f"the reward `{name}` returned {found} for {len(completions)} completions")
+    checked = [None if reward is None else _finite(reward) for reward in rewards]
+    faulty = [i for i, reward in enumerate(checked) if reward is None and rewards[i] is not None]
+    if len(faulty) > max_faulty_share * len(rewards):
+        raise RuntimeError(
+            f"the reward `{name}` returned no finite number for {len(faulty)} of {len(rewards)} completions, "
+            f"for example {rewards[faulty[0]]!r} for {text_of(completions[faulty[0]])[:200]!r}"
+        )
+    return checked, len(faulty)
+
+
+def _finite(reward: Any) -> float | None:
+    if isinstance(reward, str | bytes):  # "1.0" is a mistake, though float() takes it
+        return None
+    try:
+        number = float(reward)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+REWARDS: dict[str, Callable] = {
+    "correct_answer": correct_answer,
+    "answer_format": answer_format,
+    "length": length,
+    "repetition": repetition,
+}

@@ -1,0 +1,209 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from groundup import record
+from groundup.errors import InputError
+
+
+def test_write_read_update(tmp_path):
+    stage = tmp_path / "out" / "sft"
+    assert record.read(stage) is None
+    record.write(stage, {"rung": "sft", "status": "running", "seed": 0})
+    assert record.read(stage) == {"schema": 1, "rung": "sft", "status": "running", "seed": 0}
+    assert record.update(stage, status="finished", metrics={"loss": 0.5})["status"] == "finished"
+    assert record.read(stage)["metrics"] == {"loss": 0.5} and record.read(stage)["seed"] == 0
+    assert os.listdir(stage) == ["run.json"]
+    with pytest.raises(FileNotFoundError):
+        record.update(tmp_path, status="finished")
+
+
+def test_a_failed_write_leaves_the_old_record(tmp_path, monkeypatch):
+    record.write(tmp_path, {"rung": "sft"})
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        record.write(tmp_path, {"rung": "ppo"})
+    assert record.read(tmp_path)["rung"] == "sft" and os.listdir(tmp_path) == ["run.json"]
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1]", '{"schema": 2}', b"\xff\xfe"])
+def test_what_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / "run.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError) as error:
+        record.read(tmp_path)
+    assert str(tmp_path / "run.json") in str(error.value)
+
+
+def test_plain_is_standard_json():
+    class Schedule(StrEnum):
+        LINEAR = "linear"
+
+    @dataclass
+    class Arguments:
+        path: Path = Path("a/b")
+
+    value = {
+        "schedule": Schedule.LINEAR,
+        "betas": (0.9, np.float32(0.5)),
+        "loss": float("nan"),
+        "limit": float("-inf"),
+        "steps": np.int64(3),
+        "flag": True,
+        "columns": {"b", "a"},
+        "arguments": Arguments(),
+        3: "\ud800",
+        "hub_token": "hf_" + "a1B2" * 9,
+        "command": "sft.py --hub_token hf_" + "a1B2" * 9 + " --seed 1",
+    }
+    plain = record.plain(value)
+    assert plain == {
+        "schedule": "linear",
+        "betas": [0.9, 0.5],
+        "loss": "nan",
+        "limit": "-inf",
+        "steps": 3,
+        "flag": True,
+        "columns": ["a", "b"],
+        "arguments": {"path": "a/b"},
+        "3": "?",
+        "hub_token": "<HUB_TOKEN>",
+        "command": "sft.py --hub_token <HUB_TOKEN> --seed 1",
+    }
+    assert json.loads(json.dumps(plain, allow_nan=False)) == record.plain(plain) == plain
+
+
+def test_importing_does_not_import_torch():
+    script = """import sys, groundup.record, groundup.report
+groundup.record.hardware(), groundup.record.versions()
+print({"torch", "transformers"} & set(sys.modules))"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+def test_versions_and_hardware():
+    versions = record.versions()
+    assert versions["python"].count(".") == 2 and versions["torch"] and versions["tokenizers"]
+    hardware = record.hardware()
+    assert list(hardware) == ["machine", "cpu", "cores", "memory_gb", "gpus"]
+    assert hardware["cores"] == os.cpu_count() and hardware["memory_gb"] > 0 and hardware["cpu"]
+
+
+def test_git_commit_is_the_current_directorys(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.chdir(tmp_path)
+    assert record.git_commit() is None  # no checkout
+
+    def git(*arguments):
+        who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        return subprocess.run(["git", *who, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init")
+    assert record.git_commit() is None  # no commit yet
+    Path("a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "a")
+    commit = git("rev-parse", "HEAD")
+    Path("untracked").write_text("1")
+    assert record.git_commit() == commit
+    Path("a").write_text("2")
+    assert record.git_commit() == f"{commit}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert record.git_commit() is None  # no git
+
+
+def test_hashes_are_those_of_sha256sum(tmp_path):
+    assert record.hash_weights(tmp_path) is None and record.hash_tokenizer(tmp_path) is None
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"adapter")
+    assert record.hash_weights(tmp_path) == hashlib.sha256(b"adapter").hexdigest()
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"two")
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"one")
+    assert record.hash_weights(tmp_path) == hashlib.sha256(b"onetwo").hexdigest()
+    (tmp_path / "tokenizer.json").write_bytes(b"{}")
+    (tmp_path / "chat_template.jinja").write_bytes(b"x")
+    assert record.hash_tokenizer(tmp_path) == hashlib.sha256(b"{}x").hexdigest()
+
+
+def make_stage(run, rung, parent, weights):
+    stage = run / rung
+    record.write(stage, {"rung": rung, "parent": parent, "seconds": 1.5, "tokens": 10})
+    (stage / "model.safetensors").write_bytes(weights)
+    return {"path": stage.as_posix(), "weights_sha256": record.hash_weights(stage), "tokenizer_sha256": None}
+
+
+def test_lineage_goes_up_to_where_the_records_end(tmp_path):
+    base = {"path": "owner/base@main", "weights_sha256": "ff", "tokenizer_sha256": "ee"}
+    sft = make_stage(tmp_path / "run", "sft", base, b"sft")
+    ppo = make_stage(tmp_path / "run", "ppo", sft, b"ppo")
+    steps = record.lineage(ppo["path"])
+    assert [step["rung"] for step in steps] == ["ppo", "sft", None]
+    assert steps[0] == {"rung": "ppo", **ppo, "seconds": 1.5, "tokens": 10}
+    assert steps[2] == {"rung": None, **base, "seconds": None, "tokens": None}
+
+
+def test_lineage_follows_a_moved_run_only_to_the_same_weights(tmp_path):
+    sft = make_stage(tmp_path / "run", "sft", None, b"sft")
+    make_stage(tmp_path / "run", "ppo", sft, b"ppo")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert [step["rung"] for step in record.lineage(tmp_path / "moved/ppo")] == ["ppo", "sft"]
+    (tmp_path / "moved/sft/model.safetensors").write_bytes(b"another")
+    assert [step["rung"] for step in record.lineage(tmp_path / "moved/ppo")] == ["ppo", None]
+
+
+def test_lineage_ends_where_there_is_no_record_or_a_circle(tmp_path):
+    assert [step["rung"] for step in record.lineage(tmp_path)] == [None]
+    make_stage(tmp_path, "a", {"path": (tmp_path / "b").as_posix()}, b"a")
+    make_stage(tmp_path, "b", {"path": (tmp_path / "a").as_posix()}, b"b")
+    assert [step["rung"] for step in record.lineage(tmp_path / "a")] == ["a", "b"]
+
+
+def test_changed():
+    old = {"learning_rate": 0.001, "seed": 0, "kwargs": {"min_lr": 0.1, "same": 1}, "gone": None, "betas": [0.9, 0.95]}
+    new = {"schedule": "cosine", "learning_rate": 0.002, "seed": 1, "kwargs": {"min_lr": 0.2, "same": 1}}
+    new["betas"] = (0.9, 0.95)
+    assert record.changed(old, new, ignore=["seed"]) == [
+        "schedule: (not set) -> cosine",
+        "learning_rate: 0.001 -> 0.002",
+        "kwargs.min_lr: 0.1 -> 0.2",
+        "gone: null -> (not set)",
+    ]
+    assert record.changed(old, new, ignore=["seed", "schedule", "learning_rate", "kwargs.min_lr", "gone"]) == []
+    assert record.changed({"x": float("nan")}, json.loads('{"x": "nan"}')) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "result", "text"),
+    [
+        ("cloze", {"value": 0.97, "low": 0.94, "high": 0.99}, "97 % (94-99)"),
+        ("cloze", {"value": 0.997, "low": 0.991, "high": 1.0}, "99.7 % (99.1-100)"),
+        ("cloze", {"value": 0.9999, "low": 0.001, "high": 0.00001}, "99.9 % (0.1-0.1)"),
+        ("bits_per_byte", {"value": 1.934, "low": 1.9, "high": 1.96}, "1.93 (1.90-1.96)"),
+        ("zeal", {"value": -1.0, "low": -2, "high": 0}, "-1.00 (-2.00 to 0.00)"),
+        ("problems", {"value": 0.5}, "50 %"),
+        ("problems", {"value": float("nan")}, ""),
+        ("problems", {"value": "nan"}, ""),
+        ("problems", None, ""),
+    ],
+)
+def test_show_metric(name, result, text):
+    assert record.show_metric(name, result) == text
+
+
+def test_metrics_have_an_order_and_a_meaning():
+    assert record.order_metrics(["zeal", "problems", "alpha", "bits_per_byte", "cloze"]) == [
+        "bits_per_byte",
+        "cloze",
+        "problems",
+        "alpha",
+        "zeal",
+    ]
+    assert record.metric("bits_per_token").better == "lower" and record.metric("eval_loss").better == "lower"
+    assert record.metric("gsm8k_accuracy").share and record.metric("zeal").better is None

@@ -1,0 +1,308 @@
+import html
+import json
+import math
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from groundup import record, report
+from groundup.errors import InputError
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "report.py"
+HOSTILE = '<script>alert(1)</script><img src="https://example.org/x.png" onerror=alert(2)>\x07\u202e{{ 7 * 7 }}'
+
+
+def result(value, width=0.03):
+    return {"value": value, "low": max(0.0, value - width), "high": min(1.0, value + width), "n": 200}
+
+
+def add_rung(run, name, metrics=None, history=None, samples=(), **fields):
+    stage = run / name
+    stage.mkdir(parents=True, exist_ok=True)
+    if fields:
+        record.write(stage, {"rung": name, "status": "finished", "seed": 0, **fields})
+    if metrics is not None:
+        evaluation = {"schema": 1, "rung": name, "seed": 0, "metrics": metrics, "samples": list(samples)}
+        if "problems" in metrics:
+            evaluation["by_difficulty"] = {"problems": {"2": result(0.2), "10": result(0.1), "1": result(0.6)}}
+        evaluation["settings"] = {"k": 8, "temperature": 0.8}
+        (stage / "eval.json").write_text(json.dumps(evaluation))
+    if history is not None:
+        (stage / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Invented numbers: five rungs, of which one was not evaluated."""
+    run = tmp_path / "nano"
+    ask = {"kind": "fact", "prompt": "Where does Mira live?"}
+    add_rung(run, "random", {"cloze": result(0.12), "problems": result(0.0)}, samples=[ask | {"reply": HOSTILE}])
+    losses = [{"step": step, "loss": 5 / step, "learning_rate": 1e-3} for step in range(1, 101)]
+    add_rung(
+        run,
+        "pretrain",
+        {
+            "bits_per_byte": {"value": 0.6, "low": 0.59, "high": 0.61, "n": 9},
+            "cloze": result(0.97),
+            "problems": result(0.1),
+        },
+        [*losses, {"step": 100, "eval_loss": 1.5, "eval_bits_per_byte": 0.6}, {"step": 100, "train_loss": 2.0}],
+        [ask | {"reply": "Mira lives in Dorn. Otto lives"}],
+        started="2026-01-01T00:00:00+00:00",
+        seconds=61.5,
+        tokens=1_200_000,
+        parameters=1_234_567,
+        data=[{"name": "toyland/documents", "sha256": "0f" * 32, "rows": 1000, "kept": 990, "dropped": 10}],
+        versions={"python": "3.11.7", "peft": None},
+        hardware={"machine": "Linux x86_64", "cpu": "A <fast> CPU", "cores": 2, "memory_gb": 25.3, "gpus": []},
+        command="python recipes/pretrain.py --config a.yaml",
+    )
+    add_rung(
+        run,
+        "sft",
+        {"cloze": result(0.6), "problems": result(0.3), "asked": result(1.0), "problems_pass_at_k": result(0.5)},
+        samples=[ask | {"reply": "Mira lives in Dorn."}, {"kind": "x", "prompt": "Only here?", "reply": ""}],
+        started="2026-01-01T00:02:00+00:00",
+        seconds=100,
+        parent={"path": "out/nano/pretrain", "weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32},
+    )
+    add_rung(run, "reward", started="2026-01-01T00:04:00+00:00", seconds=10, parent={"path": "out/nano/sft"})
+    steps = range(1, 21)
+    add_rung(
+        run,
+        "grpo",
+        {"cloze": result(0.59), "problems": result(0.7), "zeal": result(0.5)},
+        [
+            {"step": s, "reward": s / 20, "rewards/right/mean": s / 20, "rewards/form/mean": 1.0, "kl": 0.0}
+            for s in steps
+        ],
+        started="2026-01-01T00:06:00+00:00",
+        seconds=4000,
+        parent={"path": "out/nano/sft"},
+    )
+    (run / "data").mkdir()
+    (run / ".cache").mkdir()
+    return run
+
+
+def test_collect_orders_the_rungs(run):
+    add_rung(run, "zeta", {}, started="2026-01-01T00:00:00+00:00")
+    add_rung(run, "alpha", {}, started="2026-01-02T00:00:00+00:00")
+    names = [rung["rung"] for rung in report.collect(run)["rungs"]]
+    assert names == ["random", "pretrain", "sft", "reward", "grpo", "zeta", "alpha"]
+
+
+def test_report_json_is_what_benchmarks_read(run):
+    path = report.write_report(run)
+    assert path == run / "report.html"
+    written = json.loads((run / "report.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    sft = written["rungs"][2]
+    assert (sft["rung"], sft["seed"], sft["seconds"]) == ("sft", 0, 100)
+    assert sft["metrics"]["asked"] == {"value": 1.0, "low": 0.97, "high": 1.0, "n": 200}
+    assert sft["by_difficulty"]["problems"]["1"]["value"] == 0.6
+    assert written["rungs"][0]["seconds"] is None and written["rungs"][3]["metrics"] == {}
+    assert written["metrics"] == ["bits_per_byte", "cloze", "asked", "problems", "problems_pass_at_k", "zeal"]
+    assert sorted(p.name for p in run.iterdir() if p.is_file()) == ["report.html", "report.json", "report.md"]
+
+
+def test_markdown_table(run):
+    lines = report.markdown_table(report.collect(run)).splitlines()
+    assert lines[0] == "| Rung | Bits per byte | Cloze | Asked | Problems | Problems, any of 8 | zeal |"
+    assert lines[3] == "| pretrain | 0.60 (0.59-0.61) | **97 % (94-100)** |  | 10 % (7-13) |  |  |"
+    assert lines[5] == "| reward | not evaluated |  |  |  |  |  |"
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_markdown_report(run):
+    report.write_report(run)
+    text = (run / "report.md").read_text()
+    for part in (
+        "| pretrain | finished | 0 | 1.23 M | 1.2 M | 62 s |",
+        "A &lt;fast> CPU, 2 cores, 25.3 GB",
+        "| sft | out/nano/pretrain | abababababab | cdcdcdcdcdcd |",
+        "toyland/documents | sha256 0f0f0f0f0f0f, 1,000 rows, 990 kept, 10 dropped |",
+        "    python recipes/pretrain.py --config a.yaml\n",
+        "| sft | k: 8, temperature: 0.8 |",
+        "> toyland is a synthetic world generated from a seed",
+    ):
+        assert part in text
+    assert "peft" not in text
+
+
+def test_changes_are_from_the_parent_and_losses_show(run):
+    cells = {row["name"]: row["cells"] for row in report._compare(report.collect(run))}
+    assert [cell.get("change") and cell["change"]["text"] for cell in cells["cloze"]] == [
+        None,
+        "▲ 85 pts",
+        "▼ 37 pts",
+        None,
+        "▼ 1 pt",
+    ]
+    pretrain, sft, grpo = (cells["cloze"][index]["change"] for index in (1, 2, 4))
+    assert (pretrain["base"], pretrain["kind"], pretrain["overlap"]) == ("random", "gain", False)
+    assert (sft["base"], sft["kind"], sft["overlap"]) == ("pretrain", "loss", False)
+    assert (grpo["base"], grpo["kind"], grpo["overlap"]) == ("sft", "loss", True)
+    assert [cell.get("best") for cell in cells["problems"]] == [False, False, False, None, True]
+    assert cells["zeal"][4]["best"] is False  # nothing to be better than
+
+
+def test_lower_is_better_where_it_is(tmp_path):
+    for name, value in (("random", 3.0), ("pretrain", 0.6), ("sft", 0.7)):
+        add_rung(tmp_path, name, {"bits_per_byte": {"value": value, "low": value, "high": value, "n": 1}})
+    cells = report._compare(report.collect(tmp_path))[0]["cells"]
+    assert [cell["best"] for cell in cells] == [False, True, False]
+    assert [cell["change"] and cell["change"]["kind"] for cell in cells] == [None, "gain", "loss"]
+    assert cells[0]["bar"] == [1, 1, 1]
+
+
+class Page(HTMLParser):
+    """All elements and attributes of a page, and whether each is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.attributes, self.open = set(), [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.add(tag)
+        self.attributes += attributes
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.add(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_escapes_what_models_wrote_and_loads_nothing(run):
+    add_rung(run, "sft", {"cloze<b>": result(0.5)}, samples=[{"kind": HOSTILE, "prompt": HOSTILE, "reply": [HOSTILE]}])
+    add_rung(run, "grpo", history=[{"step": s, f"rewards/{HOSTILE}/mean": s, "rewards/b/mean": s} for s in (1, 2)])
+    text = report.write_report(run).read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.open
+    assert not page.elements & {"script", "img", "link", "iframe", "object", "embed", "form", "base", "a"}
+    names = {name for name, _ in page.attributes}
+    assert not {name for name in names if name.startswith("on")} and not names & {"src", "href", "srcset", "action"}
+    assert "default-src 'none'" in text and not re.search(r"@import|url\(", text)
+    assert html.escape("<script>alert(1)</script>") in text and "{{ 7 * 7 }}" in text
+    assert "\x07" not in text and "␇" in text
+
+
+def test_the_page_says_what_is_missing_and_leaves_out_what_was_not_logged(run):
+    text = report.write_report(run).read_text(encoding="utf-8")
+    assert text.count("not evaluated") == 2  # once with the rung, once above its column
+    assert "toyland is a synthetic world" in text
+    captions = re.findall(r"<figcaption><b>(.+?)</b>, (\w+)", text)
+    assert captions == [
+        ("Loss", "pretrain"),
+        ("Reward", "grpo"),
+        ("Reward by function", "grpo"),
+        ("KL to the reference", "grpo"),
+    ]
+    assert "not asked" in text and "(nothing)" in text
+    assert text.index('<th scope="col">2</th>') < text.index('<th scope="col">10</th>')
+    shutil.rmtree(run / "pretrain")
+    assert "toyland" not in report.write_report(run).read_text(encoding="utf-8")
+
+
+def test_warnings(run):
+    assert report.collect(run)["warnings"] == []
+    record.update(run / "sft", started="2026-01-01T00:05:00+00:00", status="interrupted")
+    assert report.collect(run)["warnings"] == [
+        "sft is interrupted: its numbers are not final.",
+        "sft was trained again after reward had read it: not one ladder.",
+    ]
+
+
+def test_a_run_with_nothing_evaluated(tmp_path):
+    add_rung(tmp_path, "pretrain", seconds=1, history=[])
+    text = report.write_report(tmp_path).read_text()
+    assert "not evaluated" in text and "<svg" not in text
+    assert report.markdown_table(report.collect(tmp_path)).splitlines()[-1] == "| pretrain | not evaluated |"
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(1, 1.0), (2, 1.0)],
+        [(1, 0.0), (2, 0.0)],
+        [(5, 3.0)],
+        [(0, -1e-9), (1, 1e9)],
+        [(s, math.sin(s)) for s in range(5000)],
+    ],
+)
+def test_draw_stays_inside_the_frame(points):
+    svg = report.draw("A & B", {"training": points, "held-out": [points[-1]]})
+    Page(str(svg))
+    for line in re.findall(r'points="([^"]*)"', svg):
+        for pair in line.split():
+            x, y = map(float, pair.split(","))
+            assert 0 <= x <= report.WIDTH and 0 <= y <= report.HEIGHT
+    assert len(svg) < 40_000 and "A &amp; B" in svg
+
+
+def test_ticks_are_round_and_enclose():
+    assert report._ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1]
+    assert report._ticks(-0.3, 1.9) == [-1, 0, 1, 2]
+    assert report._ticks(3, 3)[0] <= 3 <= report._ticks(3, 3)[-1]
+
+
+def test_smoothing_keeps_the_start_and_short_runs():
+    short = [(s, s % 2) for s in range(30)]
+    assert report._smooth(short) == short
+    long = [(s, 10.0 if s == 0 else s % 2) for s in range(400)]
+    smooth = report._smooth(long)
+    assert smooth[0] == (0, 10.0) and abs(smooth[200][1] - 0.5) < 0.1
+
+
+def run_recipe(*arguments):
+    return subprocess.run([sys.executable, str(RECIPE), *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_recipe(run):
+    done = run_recipe(run)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("| Rung |") and done.stdout.endswith(f"\n{run / 'report.html'}\n")
+
+
+def test_recipe_on_a_terminal(run):
+    master, terminal = pty.openpty()
+    command = [sys.executable, str(RECIPE), str(run)]
+    subprocess.run(command, stdout=terminal, env=os.environ | {"COLUMNS": "100", "TERM": "xterm"}, check=True)
+    os.close(terminal)
+    shown = os.read(master, 65536).decode()
+    assert "not evaluated" in shown and "97 % (94-100)" in shown and "**" not in shown and "---" not in shown
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "nano/sft"])
+def test_recipe_names_a_mistake_and_exits_2(run, tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    done = run_recipe(tmp_path / name)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "fix:" in done.stderr and done.stdout == ""
+    with pytest.raises(InputError):
+        report.collect(tmp_path / name)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_no_sideways_scrolling_on_a_phone(run, tmp_path):
+    page = report.write_report(run)
+    frame = tmp_path / "frame.html"
+    # A frame, because a headless window cannot be narrower than 500 px.
+    frame.write_text(f"""<iframe src="{page.as_uri()}" style="width: 360px; height: 640px; border: 0"
+onload="document.title = this.contentDocument.documentElement.scrollWidth + ' wide'"></iframe>""")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    command += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'p'}"]
+    command += ["--allow-file-access-from-files", "--dump-dom", frame.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert re.search(r"<title>(\d+) wide</title>", dom)[1] in ("345", "360")  # with and without a scroll bar

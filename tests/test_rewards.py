@@ -1,0 +1,190 @@
+"""Rewards in TRL's form, read strictly from YAML, and guarded while they work."""
+
+import asyncio
+import doctest
+import sys
+
+import pytest
+
+from groundup import rewards
+from groundup.errors import InputError
+from groundup.rewards import REWARDS, answer_format, build_rewards, correct_answer, guard, length, repetition, text_of
+
+
+def chat(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def test_docstrings_tell_the_truth():
+    result = doctest.testmod(rewards)
+    assert (result.failed, result.attempted) == (0, 4)
+
+
+def test_text_of_strings_and_chats():
+    assert text_of("a") == text_of(chat("a")) == "a"
+    turns = [*chat("a"), {"role": "tool", "content": "42"}, *chat(None), *chat([{"type": "text", "text": "b"}])]
+    assert text_of(turns) == "a\n\nb"
+    assert text_of([]) == ""
+
+
+def test_correct_answer():
+    assert correct_answer([chat("Answer: 7"), "7", r"\boxed{\sqrt{8}}"], ["7", "7", r"2\sqrt{2}"]) == [1.0, 0.0, 1.0]
+    assert correct_answer(["Answer: 7", "Answer: 7"], answer=[None, 7]) == [None, 1.0]
+    logged = {}
+    correct_answer(["Answer: 7"], ["7"], log_metric=logged.__setitem__)
+    assert set(logged) == {"verifier/timeouts", "verifier/crashes"}
+
+
+def test_answer_format():
+    assert answer_format([chat("So. Answer: 7"), "Answer: 7 and\nmore", ""]) == [1.0, 0.0, 0.0]
+
+
+def test_length():
+    words = [0, 10, 11, 15, 20, 500]
+    assert length(["w " * n for n in words], max_words=10) == pytest.approx([0.0, 0.0, -0.1, -0.5, -1.0, -1.0])
+
+
+def test_repetition():
+    # "a a a a": 3-grams aaa, aaa: one of two repeats; "a b" has none
+    assert repetition(["a a a a", "A a a A", "a b", "", "a b c d"]) == [-0.5, -0.5, 0.0, 0.0, 0.0]
+    assert repetition(["x " * 101], ngram=1) == pytest.approx([-100 / 101])
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of the user's own."""
+    (tmp_path / "own_rewards.py").write_text(
+        "def brevity(completions, tone, *, scale: float = 1.0, **kwargs):\n"
+        "    return [scale * len(t) for t in tone]\n"
+        "async def remote(completions, **kwargs):\n"
+        "    return [1.0] * len(completions)\n"
+        "def closed(completions):\n"
+        "    return []\n"
+    )
+    (tmp_path / "own_broken.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_rewards"
+    sys.modules.pop("own_rewards", None)
+
+
+def test_build_from_yaml(own):
+    functions, weights = build_rewards(
+        [
+            {"name": "correct_answer", "weight": 1.0},
+            {"name": "answer_format"},
+            {"name": "length", "weight": 0.1, "max_words": 2},
+            {"name": "length", "weight": 0, "max_words": 4},
+            {"name": "own_rewards.brevity", "weight": -1, "scale": 0.5},
+            {"model": "out/nano/reward", "weight": 1},
+        ]
+    )
+    assert weights == [1.0, 1.0, 0.1, 0.0, -1.0, 1.0]
+    assert functions[-1] == "out/nano/reward"
+    names = [function.__name__ for function in functions[:-1]]
+    assert names == ["correct_answer", "answer_format", "length", "length_2", "brevity"]
+    batch = {
+        "prompts": ["?"],
+        "completions": [chat("a b c")],
+        "completion_ids": [[1]],
+        "answer": ["7"],
+        "tone": ["warm"],
+    }
+    batch |= {"trainer_state": None, "log_extra": print, "log_metric": lambda *_: None}
+    assert [function(**batch) for function in functions[:-1]] == [[0.0], [0.0], [-0.5], [0.0], [2.0]]
+
+
+def test_trl_takes_them(own):
+    from trl.trainer.utils import get_callable_name, is_async_callable
+
+    (function, remote), _ = build_rewards([{"name": "length", "max_words": 5}, {"name": "own_rewards.remote"}])
+    assert get_callable_name(function) == "length" and not is_async_callable(function)
+    assert get_callable_name(remote) == "remote" and is_async_callable(remote)
+    assert asyncio.run(remote(completions=["a", "b"])) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "corect_answer"}, "did you mean `correct_answer`"),
+        ({"name": "zzz"}, "take one of `correct_answer`, `answer_format`, `length`, `repetition`"),
+        ({"name": "length", "max_word": 40}, "did you mean `max_words`"),
+        ({"name": "length", "max_words": 40, "zzz": 1}, "it takes `max_words`"),
+        ({"name": "correct_answer", "answer": "7"}, "it takes none"),
+        ({"name": "length"}, "needs `max_words`"),
+        ({"name": "length", "max_words": "forty"}, "not of type int"),
+        ({"name": "length", "max_words": True}, "not of type int"),
+        ({"name": "length", "max_words": 0}, "less than 1"),
+        ({"name": "answer_format", "weight": "high"}, "the weight `high` is not a number"),
+        ({"name": "answer_format", "weight": None}, "is not a number"),
+        ({"name": "answer_format", "weight": True}, "is not a number"),
+        ({"name": "answer_format", "weight": float("nan")}, "is not a number"),
+        ({"name": "no_such_package.f"}, "cannot be imported"),
+        ({"name": "own_broken.f"}, "no_such_library"),
+        ({"name": "own_rewards.brevty"}, "did you mean `brevity`"),
+        ({"name": "own_rewards.brevity", "tone": "warm"}, "it takes `scale`"),
+        ({"name": "own_rewards.closed"}, r"takes no `\*\*kwargs`"),
+        ({"model": "a/b", "max_words": 1}, "takes no `max_words`"),
+        ({"model": 3}, "not a name"),
+        ({"name": "length", "model": "a"}, "either `name` or `model`"),
+        ({"weight": 1.0}, "either `name` or `model`"),
+        ("correct_answer", "either `name` or `model`"),
+    ],
+)
+def test_mistakes_are_explained(own, spec, message):
+    with pytest.raises(InputError, match=message):
+        build_rewards([{"name": "correct_answer"}, spec])
+
+
+def test_no_rewards_and_no_weight():
+    for specs in ([], None, {"name": "length"}):
+        with pytest.raises(InputError, match="list of rewards"):
+            build_rewards(specs)
+    with pytest.raises(InputError, match="nothing to learn"):
+        build_rewards([{"name": "answer_format", "weight": 0.0}])
+
+
+def test_missing_column_is_named():
+    (function,), _ = build_rewards([{"name": "correct_answer"}])
+    with pytest.raises(InputError, match="needs a column `answer`; did you mean `answers`"):
+        function(prompts=["?"], completions=["7"], answers=["7"])
+
+
+def returning(*values):
+    return lambda completions, **kwargs: list(values)
+
+
+def test_guard_turns_faulty_rewards_into_none_and_counts_them():
+    logged = {}
+    function = guard(returning(1, None, 0.5, True, None, float("nan")), "mine")
+    assert function(completions=["x"] * 6, log_metric=logged.__setitem__) == [1.0, None, 0.5, 1.0, None, None]
+    assert function.faulty == 1 and logged == {"rewards/mine/faulty": 1}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "1.0", [1.0, 2.0], 10**400, object()])
+def test_guard_stops_a_run_whose_rewards_are_faulty(bad):
+    function = guard(returning(1.0, bad, bad, 1.0), "mine")
+    with pytest.raises(RuntimeError, match="`mine` returned no finite number for 2 of 4 completions, .* for 'second'"):
+        function(completions=["first", "second", "third", "fourth"])
+    lenient = guard(returning(1.0, bad, bad, 1.0), "mine", max_faulty_share=0.5)
+    assert lenient(completions=["x"] * 4) == [1.0, None, None, 1.0]
+
+
+@pytest.mark.parametrize("result", [None, 1.0, [1.0], [1.0] * 3, "ab"])
+def test_guard_wants_one_reward_for_each_completion(result):
+    with pytest.raises(RuntimeError, match="`mine` returned .* for 2 completions"):
+        guard(lambda completions, **kwargs: result, "mine")(completions=["a", "b"])
+
+
+def test_an_error_inside_a_reward_is_not_hidden():
+    def broken(completions, **kwargs):
+        return 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        guard(broken, "broken")(completions=["a"])
+
+
+def test_every_reward_is_exact_on_an_empty_batch():
+    for name, function in REWARDS.items():
+        parameters = {"max_words": 5} if name == "length" else {}
+        columns = {"answer": []} if name == "correct_answer" else {}
+        assert function(completions=[], **columns, **parameters) == []
