@@ -3,9 +3,6 @@
 accelerate launch recipes/grpo.py --config recipes/nano/grpo.yaml
 """
 
-from transformers import AutoTokenizer
-from trl import GRPOConfig, ModelConfig, get_peft_config
-
 from groundup.callbacks import watch
 from groundup.configs import DataArguments, RewardArguments, run
 from groundup.data import load_problems
@@ -14,6 +11,8 @@ from groundup.model import check_model_path, load_causal_model
 from groundup.rewards import build_rewards
 from groundup.stage import finish, start
 from groundup.tokenizer import check_prompts, check_tokenizer
+from transformers import AutoTokenizer
+from trl import GRPOConfig, ModelConfig, get_peft_config
 
 
 def main(data_args: DataArguments, reward_args: RewardArguments, training_args: GRPOConfig, model_args: ModelConfig):

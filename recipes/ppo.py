@@ -3,9 +3,6 @@
 accelerate launch recipes/ppo.py --config recipes/nano/ppo.yaml
 """
 
-from transformers import AutoTokenizer
-from trl import ModelConfig
-
 from groundup.callbacks import watch
 from groundup.configs import DataArguments, RewardArguments, run
 from groundup.data import load_prompts
@@ -14,6 +11,8 @@ from groundup.ppo import PPOConfig, PPOTrainer, load_critic
 from groundup.rewards import build_rewards
 from groundup.stage import finish, start
 from groundup.tokenizer import check_prompts, check_tokenizer
+from transformers import AutoTokenizer
+from trl import ModelConfig
 
 
 def main(data_args: DataArguments, reward_args: RewardArguments, training_args: PPOConfig, model_args: ModelConfig):

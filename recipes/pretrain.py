@@ -3,8 +3,6 @@
 accelerate launch recipes/pretrain.py --config recipes/nano/pretrain.yaml
 """
 
-from transformers import AutoTokenizer, TrainingArguments
-
 from groundup.callbacks import watch
 from groundup.configs import DataArguments, ModelArguments, run
 from groundup.data import load_documents
@@ -14,6 +12,7 @@ from groundup.packing import pack
 from groundup.pretraining import PretrainTrainer, apply_dial
 from groundup.stage import finish, save_random_init, start
 from groundup.tokenizer import check_tokenizer_path
+from transformers import AutoTokenizer, TrainingArguments
 
 
 def main(data_args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments):
@@ -26,23 +25,17 @@ def main(data_args: DataArguments, model_args: ModelArguments, training_args: Tr
     # 2. Data: documents -> memory-mapped blocks of tokens
     with training_args.main_process_first(desc="tokenising"):
         documents, held_out = load_documents(data_args), load_documents(data_args, "eval")
-        train, counts = pack(
-            documents.rows, tokenizer, model_args.max_length, stage.directory / "tokens" / "train.bin"
-        )
+        train, counts = pack(documents.rows, tokenizer, model_args.max_length, stage.directory / "tokens" / "train.bin")
         test, test_counts = None, None
         if held_out:
-            test, test_counts = pack(
-                held_out.rows, tokenizer, model_args.max_length, stage.directory / "tokens" / "test.bin"
-            )
+            test, test_counts = pack(held_out.rows, tokenizer, model_args.max_length, stage.directory / "tokens" / "test.bin")
     stage.uses(documents.provenance, held_out and held_out.provenance)
 
     # 3. Model: random weights
     model = build_model(config_from_arguments(model_args, tokenizer), training_args.seed, model_args.depth_scaled_init)
     save_random_init(model_args.random_init_dir, model, tokenizer, stage)
     if training_args.process_index == 0:
-        print(
-            f"pretrain: {count_parameters(model):,} parameters, {counts['tokens']:,} tokens in {len(train):,} blocks"
-        )
+        print(f"pretrain: {count_parameters(model):,} parameters, {counts['tokens']:,} tokens in {len(train):,} blocks")
 
     # 4. Trainer
     muon = {"lr": model_args.muon_learning_rate, "adamw_lr": training_args.learning_rate}

@@ -3,15 +3,14 @@
 accelerate launch recipes/reward.py --config recipes/nano/reward.yaml
 """
 
-from transformers import AutoTokenizer
-from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
-
 from groundup.callbacks import watch
 from groundup.configs import DataArguments, run
 from groundup.data import load_preferences
 from groundup.model import check_model_path, load_reward_model
 from groundup.stage import finish, start
 from groundup.tokenizer import check_tokenizer
+from transformers import AutoTokenizer
+from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
 
 def main(data_args: DataArguments, training_args: RewardConfig, model_args: ModelConfig):

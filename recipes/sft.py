@@ -3,9 +3,6 @@
 accelerate launch recipes/sft.py --config recipes/nano/sft.yaml
 """
 
-from transformers import AutoTokenizer
-from trl import ModelConfig, SFTConfig, get_peft_config
-
 from groundup.callbacks import watch
 from groundup.configs import DataArguments, run
 from groundup.data import load_conversations
@@ -13,6 +10,8 @@ from groundup.model import check_model_path, load_causal_model
 from groundup.sft import SFTTrainer
 from groundup.stage import finish, start
 from groundup.tokenizer import check_tokenizer
+from transformers import AutoTokenizer
+from trl import ModelConfig, SFTConfig, get_peft_config
 
 
 def main(data_args: DataArguments, training_args: SFTConfig, model_args: ModelConfig):

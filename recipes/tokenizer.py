@@ -34,9 +34,7 @@ def main(data_args: DataArguments, args: TokenizerArguments):
     tokenizer.save_pretrained(args.output_dir)
     where, rows = ("held-out", held_out.rows) if held_out else ("training", documents.rows)
     ratio, size, tokens = bytes_per_token(tokenizer, rows["text"])
-    print(
-        f"tokenizer: {len(tokenizer)} tokens, {ratio:.3f} bytes per token on {where} text ({size:,} bytes, {tokens:,} tokens)"
-    )
+    print(f"tokenizer: {len(tokenizer)} tokens, {ratio:.3f} bytes per token on {where} text ({size:,} bytes, {tokens:,} tokens)")
     print(f"tokenizer: done -> {args.output_dir}")
 
 

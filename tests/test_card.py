@@ -11,7 +11,7 @@ RUN = {
     "status": "finished",
     "parent": {"path": "out/nano/pretrain", "weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32},
     "config": {"learning_rate": 0.003, "max_steps": 400, "weight_decay": 0.0, "output_dir": "/somewhere/else"},
-    "data": [{"name": "toyland/conversations", "sha256": "0f" * 32, "rows": 12000, "kept": 11990, "dropped": 10}],
+    "data": [{"name": "toyland/conversations", "sha256": "0f" * 32, "rows": 12000, "kept": 11990, "dropped": {"empty text": 10}}],
     "seed": 7,
     "command": "accelerate launch recipes/sft.py --config recipes/nano/sft.yaml",
     "git_commit": "9" * 40,

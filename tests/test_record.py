@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from groundup import record
 from groundup.errors import InputError
 
@@ -177,33 +176,3 @@ def test_changed():
     ]
     assert record.changed(old, new, ignore=["seed", "schedule", "learning_rate", "kwargs.min_lr", "gone"]) == []
     assert record.changed({"x": float("nan")}, json.loads('{"x": "nan"}')) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "result", "text"),
-    [
-        ("cloze", {"value": 0.97, "low": 0.94, "high": 0.99}, "97 % (94-99)"),
-        ("cloze", {"value": 0.997, "low": 0.991, "high": 1.0}, "99.7 % (99.1-100)"),
-        ("cloze", {"value": 0.9999, "low": 0.001, "high": 0.00001}, "99.9 % (0.1-0.1)"),
-        ("bits_per_byte", {"value": 1.934, "low": 1.9, "high": 1.96}, "1.93 (1.90-1.96)"),
-        ("zeal", {"value": -1.0, "low": -2, "high": 0}, "-1.00 (-2.00 to 0.00)"),
-        ("problems", {"value": 0.5}, "50 %"),
-        ("problems", {"value": float("nan")}, ""),
-        ("problems", {"value": "nan"}, ""),
-        ("problems", None, ""),
-    ],
-)
-def test_show_metric(name, result, text):
-    assert record.show_metric(name, result) == text
-
-
-def test_metrics_have_an_order_and_a_meaning():
-    assert record.order_metrics(["zeal", "problems", "alpha", "bits_per_byte", "cloze"]) == [
-        "bits_per_byte",
-        "cloze",
-        "problems",
-        "alpha",
-        "zeal",
-    ]
-    assert record.metric("bits_per_token").better == "lower" and record.metric("eval_loss").better == "lower"
-    assert record.metric("gsm8k_accuracy").share and record.metric("zeal").better is None

@@ -1,6 +1,5 @@
 import html
 import json
-import math
 import os
 import pty
 import re
@@ -11,7 +10,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-
 from groundup import record, report
 from groundup.errors import InputError
 
@@ -59,7 +57,7 @@ def run(tmp_path):
         seconds=61.5,
         tokens=1_200_000,
         parameters=1_234_567,
-        data=[{"name": "toyland/documents", "sha256": "0f" * 32, "rows": 1000, "kept": 990, "dropped": 10}],
+        data=[{"name": "toyland/documents", "sha256": "0f" * 32, "rows": 1000, "kept": 990, "dropped": {"empty text": 10}}],
         versions={"python": "3.11.7", "peft": None},
         hardware={"machine": "Linux x86_64", "cpu": "A <fast> CPU", "cores": 2, "memory_gb": 25.3, "gpus": []},
         command="python recipes/pretrain.py --config a.yaml",
@@ -79,10 +77,7 @@ def run(tmp_path):
         run,
         "grpo",
         {"cloze": result(0.59), "problems": result(0.7), "zeal": result(0.5)},
-        [
-            {"step": s, "reward": s / 20, "rewards/right/mean": s / 20, "rewards/form/mean": 1.0, "kl": 0.0}
-            for s in steps
-        ],
+        [{"step": s, "reward": s / 20, "rewards/right/mean": s / 20, "rewards/form/mean": 1.0, "kl": 0.0} for s in steps],
         started="2026-01-01T00:06:00+00:00",
         seconds=4000,
         parent={"path": "out/nano/sft"},
@@ -216,6 +211,13 @@ def test_the_page_says_what_is_missing_and_leaves_out_what_was_not_logged(run):
     assert "toyland" not in report.write_report(run).read_text(encoding="utf-8")
 
 
+def test_provenance_as_data_writes_it(run):
+    data = [{"name": "a.jsonl", "sha256": "0f" * 32, "files": 1, "rows": 1000, "kept": 990, "dropped": {"empty text": 10}}]
+    record.update(run / "sft", data=data)
+    report.write_report(run)
+    assert "10 dropped" in (run / "report.md").read_text()
+
+
 def test_warnings(run):
     assert report.collect(run)["warnings"] == []
     record.update(run / "sft", started="2026-01-01T00:05:00+00:00", status="interrupted")
@@ -230,40 +232,6 @@ def test_a_run_with_nothing_evaluated(tmp_path):
     text = report.write_report(tmp_path).read_text()
     assert "not evaluated" in text and "<svg" not in text
     assert report.markdown_table(report.collect(tmp_path)).splitlines()[-1] == "| pretrain | not evaluated |"
-
-
-@pytest.mark.parametrize(
-    "points",
-    [
-        [(1, 1.0), (2, 1.0)],
-        [(1, 0.0), (2, 0.0)],
-        [(5, 3.0)],
-        [(0, -1e-9), (1, 1e9)],
-        [(s, math.sin(s)) for s in range(5000)],
-    ],
-)
-def test_draw_stays_inside_the_frame(points):
-    svg = report.draw("A & B", {"training": points, "held-out": [points[-1]]})
-    Page(str(svg))
-    for line in re.findall(r'points="([^"]*)"', svg):
-        for pair in line.split():
-            x, y = map(float, pair.split(","))
-            assert 0 <= x <= report.WIDTH and 0 <= y <= report.HEIGHT
-    assert len(svg) < 40_000 and "A &amp; B" in svg
-
-
-def test_ticks_are_round_and_enclose():
-    assert report._ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1]
-    assert report._ticks(-0.3, 1.9) == [-1, 0, 1, 2]
-    assert report._ticks(3, 3)[0] <= 3 <= report._ticks(3, 3)[-1]
-
-
-def test_smoothing_keeps_the_start_and_short_runs():
-    short = [(s, s % 2) for s in range(30)]
-    assert report._smooth(short) == short
-    long = [(s, 10.0 if s == 0 else s % 2) for s in range(400)]
-    smooth = report._smooth(long)
-    assert smooth[0] == (0, 10.0) and abs(smooth[200][1] - 0.5) < 0.1
 
 
 def run_recipe(*arguments):

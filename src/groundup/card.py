@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from groundup import configs
-from groundup.record import as_yaml, lineage, order_metrics, plain, read_evaluation, show_metric, write_text
-from groundup.record import metric as describe
+from groundup.record import as_yaml, lineage, plain, read_evaluation, write_text
+from groundup.scoreboard import metric as describe
+from groundup.scoreboard import order_metrics, show_metric
 
 WHAT = {
     "random": "A language model with random weights, kept for comparison. It has learned nothing.",
@@ -59,9 +59,7 @@ def write_card(directory: str | Path, record: dict) -> Path:
     sections.append("Lineage, newest first:\n\n" + _table(("Rung", "Path", "Weights", "Tokenizer", "Tokens"), rows))
     if data:
         pins = [_short(item.get("sha256") or item.get("revision")) for item in data]
-        rows = [
-            (i.get("name"), pin, _count(i.get("rows")), i.get("dropped")) for i, pin in zip(data, pins, strict=True)
-        ]
+        rows = [(i.get("name"), pin, _count(i.get("rows")), sum((i.get("dropped") or {}).values())) for i, pin in zip(data, pins, strict=True)]
         sections.append("Data:\n\n" + _table(("Name", "sha256 or revision", "Rows", "Dropped"), rows))
     told = [(key, as_yaml(value)) for key, value in non_defaults(record.get("config") or {}, rung).items()]
     if told:

@@ -16,10 +16,10 @@ def missing_part(checkpoint: Path) -> str | None:
     for name in NEEDED:
         if not (checkpoint / name).is_file() or not (checkpoint / name).stat().st_size:
             return name
-    if not any(checkpoint.glob("*.safetensors")):
-        return "model.safetensors"
-    if not any(checkpoint.glob("rng_state*.pth")):
-        return "rng_state.pth"
+    for pattern, name in (("*.safetensors", "model.safetensors"), ("rng_state*.pth", "rng_state.pth")):
+        sizes = [path.stat().st_size for path in checkpoint.glob(pattern)]
+        if not sizes or 0 in sizes:  # an empty file is what a full disk leaves
+            return name
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())
     except ValueError:

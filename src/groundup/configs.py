@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -10,7 +11,6 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-
 from groundup.errors import InputError
 
 
@@ -23,9 +23,7 @@ class DataArguments:
     with the keys `path`, `weight` and any of the other fields here, which then hold for that source only.
     """
 
-    dataset: str | None = field(
-        default=None, metadata={"help": "Local file, directory, glob, or dataset id on the Hub."}
-    )
+    dataset: str | None = field(default=None, metadata={"help": "Local file, directory, glob, or dataset id on the Hub."})
     datasets: list[dict[str, Any]] | None = field(
         default=None,
         metadata={"help": "A weighted mixture: [{path: a.jsonl, weight: 0.7}, {path: user/name, weight: 0.3}]."},
@@ -39,9 +37,7 @@ class DataArguments:
     max_eval_rows: int | None = field(default=None, metadata={"help": "Take the first held-out rows only."})
     text_column: str = field(default="text", metadata={"help": "Column with a document."})
     messages_column: str = field(default="messages", metadata={"help": "Column with a list of {role, content}."})
-    prompt_column: str = field(
-        default="prompt", metadata={"help": "Column with a prompt: text, or a list of {role, content}."}
-    )
+    prompt_column: str = field(default="prompt", metadata={"help": "Column with a prompt: text, or a list of {role, content}."})
     completion_column: str = field(default="completion", metadata={"help": "Column with the completion of a prompt."})
     chosen_column: str = field(default="chosen", metadata={"help": "Column with the preferred completion."})
     rejected_column: str = field(default="rejected", metadata={"help": "Column with the other completion."})
@@ -50,11 +46,11 @@ class DataArguments:
     context_column: str | None = field(
         default=None, metadata={"help": "Column put before the prompt or question, with a blank line between."}
     )
-    max_bad_rows: int = field(
-        default=0, metadata={"help": "Rows that do not parse are skipped and counted up to this number."}
-    )
+    max_bad_rows: int = field(default=0, metadata={"help": "Rows that do not parse are skipped and counted up to this number."})
 
     def __post_init__(self):
+        if self.dataset is not None and not self.dataset.strip():
+            raise InputError("`dataset` is empty", fix="write `dataset: path/or/hub-id`")
         if (self.dataset is None) == (self.datasets is None):
             found = "neither" if self.dataset is None else "both"
             raise InputError(
@@ -64,9 +60,7 @@ class DataArguments:
         for name in ("max_rows", "max_eval_rows"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise InputError(
-                    f"`{name}: {value}` is not a positive whole number", fix=f"leave `{name}` out to take all rows"
-                )
+                raise InputError(f"`{name}: {value}` is not a positive whole number", fix=f"leave `{name}` out to take all rows")
 
 
 @dataclass
@@ -76,9 +70,7 @@ class TokenizerArguments:
     output_dir: str = field(metadata={"help": "Directory of the tokenizer."})
     vocab_size: int = field(default=32768, metadata={"help": "Tokens, the 256 bytes and the special ones included."})
     max_length: int = field(default=2048, metadata={"help": "`model_max_length` of the tokenizer, in tokens."})
-    max_characters: int = field(
-        default=500_000_000, metadata={"help": "Stop reading after this much text; more changes nothing."}
-    )
+    max_characters: int = field(default=500_000_000, metadata={"help": "Stop reading after this much text; more changes nothing."})
 
 
 @dataclass
@@ -92,16 +84,12 @@ class ModelArguments:
         metadata={"help": "One dial: sizes, tokens, batch and learning rate follow (groundup.model.Dial)."},
     )
     tokens_per_parameter: float = field(default=20.0, metadata={"help": "Length of a run given by `depth`."})
-    model_config: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Sizes by the architecture's own names."}
-    )
+    model_config: dict[str, Any] | None = field(default=None, metadata={"help": "Sizes by the architecture's own names."})
     depth_scaled_init: bool = field(
         default=True, metadata={"help": "Divide what writes into the residual stream by sqrt(2 x layers)."}
     )
     max_length: int = field(default=1024, metadata={"help": "Tokens a packed block."})
-    max_position_embeddings: int | None = field(
-        default=None, metadata={"help": "Longest sequence; `max_length` if not given."}
-    )
+    max_position_embeddings: int | None = field(default=None, metadata={"help": "Longest sequence; `max_length` if not given."})
     random_init_dir: str | None = field(
         default=None, metadata={"help": "Keep the random weights as a stage directory, to compare with."}
     )
@@ -124,16 +112,12 @@ class RewardArguments:
 
     def __post_init__(self):
         if not self.rewards:
-            raise InputError(
-                "nothing is rewarded", "rewards", "write `rewards: [{name: correct_answer, weight: 1.0}]`"
-            )
+            raise InputError("nothing is rewarded", "rewards", "write `rewards: [{name: correct_answer, weight: 1.0}]`")
 
 
 def dataclass_fields(types: Iterable[type]) -> dict[str, Any]:
     """Field name -> its type, for all of `types`."""
-    return {
-        f.name: hints[f.name] for kind in types for hints in [get_type_hints(kind)] for f in fields(kind) if f.init
-    }
+    return {f.name: hints[f.name] for kind in types for hints in [get_type_hints(kind)] for f in fields(kind) if f.init}
 
 
 def allowed(kind: Any) -> set[type] | None:
@@ -159,17 +143,32 @@ def is_number(text: str) -> bool:
     return True
 
 
+def check_type(key: str, value: Any, kind: Any, where: str) -> None:
+    """Refuse a value that a field annotated `kind` does not take.
+
+    Raises:
+        InputError: names the key and the type it wants.
+    """
+    kinds = allowed(kind)
+    if kinds is None or type(value) in kinds:
+        return
+    if isinstance(value, str) and float in kinds and is_number(value):  # YAML reads 3e-4 as text
+        return
+    wanted = " or ".join(sorted("nothing" if k is type(None) else k.__name__ for k in kinds))
+    raise InputError(f"`{key}: {value}` is {type(value).__name__}, not {wanted}", where, f"write a value of type {wanted}")
+
+
 class StrictLoader(yaml.SafeLoader):
     """YAML that refuses a key given twice, where the last one would win in silence."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):  # `{{ name }}`: what no dictionary can hold is refused below
+                continue
             if key.value in seen:
                 mark = key.start_mark
-                raise InputError(
-                    f"`{key.value}` is given twice", f"{mark.name}:{mark.line + 1}", "keep one of the two lines"
-                )
+                raise InputError(f"`{key.value}` is given twice", f"{mark.name}:{mark.line + 1}", "keep one of the two lines")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -182,12 +181,8 @@ def read_yaml(path: str, known: dict[str, Any]) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         folder = Path(path).parent
-        near = get_close_matches(
-            Path(path).name, [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else [], n=1
-        )
-        raise InputError(
-            "no such configuration file", path, f"did you mean {folder / near[0]}?" if near else "check the path"
-        )
+        near = get_close_matches(Path(path).name, [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else [], n=1)
+        raise InputError("no such configuration file", path, f"did you mean {folder / near[0]}?" if near else "check the path")
     with open(path, encoding="utf-8") as file:
         try:
             values = yaml.load(file, StrictLoader) or {}
@@ -199,18 +194,13 @@ def read_yaml(path: str, known: dict[str, Any]) -> dict[str, Any]:
         raise InputError("a configuration is `key: value` lines", path, f"found {type(values).__name__}")
     for key, value in values.items():
         if key == "env":
+            if not isinstance(value, dict):
+                raise InputError("`env` is no mapping", path, "write `env: {NAME: value}`")
             continue
         if key not in known:
             near = get_close_matches(str(key), known, n=1)
             raise InputError(f"unknown key `{key}`", path, f"did you mean `{near[0]}`?" if near else "remove it")
-        kinds = allowed(known[key])
-        written = type(value)
-        number = isinstance(value, str) and kinds and float in kinds and is_number(value)  # YAML reads 3e-4 as text
-        if kinds is not None and written not in kinds and not number:
-            wanted = " or ".join(sorted("nothing" if k is type(None) else k.__name__ for k in kinds))
-            raise InputError(
-                f"`{key}: {value}` is {written.__name__}, not {wanted}", path, f"write a value of type {wanted}"
-            )
+        check_type(key, value, known[key], path)
     return values
 
 
@@ -227,18 +217,21 @@ def parse(types: Sequence[type], arguments: Sequence[str] | None = None) -> tupl
     arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--") and "=" in a else [a])]
     known = dataclass_fields(types)
     values: dict[str, Any] = {}
+    config = ""
     if "--config" in arguments:
         where = arguments.index("--config") + 1
         if where == len(arguments):
             raise InputError("`--config` needs a file", fix="--config recipes/nano/pretrain.yaml")
-        values = read_yaml(arguments[where], known)
-    for argument in arguments:
+        config = arguments[where]
+        values = read_yaml(config, known)
+        del arguments[where - 1 : where + 1]
+    for place, argument in enumerate(arguments):
         name = argument[2:].replace("-", "_")
-        if argument.startswith("--") and name not in known and name not in ("config", "help"):
+        if argument.startswith("--") and name in known:
+            arguments[place] = f"--{name}"
+        elif argument.startswith("--") and name not in ("config", "help"):
             near = get_close_matches(name, known, n=1)
-            raise InputError(
-                f"unknown argument `{argument}`", fix=f"did you mean `--{near[0]}`?" if near else "see --help"
-            )
+            raise InputError(f"unknown argument `{argument}`", fix=f"did you mean `--{near[0]}`?" if near else "see --help")
     if "use_cpu" in known and "use_cpu" not in values and "--use_cpu" not in arguments:
         import torch  # late: a recipe that does not train should start at once
 
@@ -251,6 +244,7 @@ def parse(types: Sequence[type], arguments: Sequence[str] | None = None) -> tupl
             values[name] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise InputError(f"`--{name} {text}` is not JSON or YAML", fix="quote it: '{\"key\": 1}'") from None
+        check_type(name, values[name], known[name], f"--{name}")
         del arguments[where : where + 2]
     from trl import TrlParser
 
@@ -260,19 +254,30 @@ def parse(types: Sequence[type], arguments: Sequence[str] | None = None) -> tupl
         raise InputError(message, fix="see --help")  # argparse prints five kilobytes of usage here
 
     parser.error = complain
+    os.environ.update({name: str(value) for name, value in (values.pop("env", None) or {}).items()})
+    parser.set_defaults_with_config(**values)
     try:
-        return tuple(parser.parse_args_and_config(args=arguments))
+        return tuple(parser.parse_args_into_dataclasses(args=arguments))
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(
-            str(error), arguments[arguments.index("--config") + 1] if "--config" in arguments else ""
-        ) from error
+        raise InputError(str(error), config) from error
+
+
+def quieten() -> None:
+    """Silence what says nothing about the run: bars for files of a second, and deprecations that users can't act on."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def run(main: Callable, *types: type) -> None:
     """Parse the command line, call `main`; a user's mistake becomes three lines on stderr and exit status 2."""
     try:
+        quieten()
         main(*parse(types))
     except InputError as error:
         if os.environ.get("RANK", "0") == "0":

@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from groundup import answers, rewards, stats
+from groundup.chat import TURN_END
+from groundup.errors import InputError
+from groundup.model import check_model_path
+from groundup.tokenizer import end_of_text_id
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,12 +22,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-
-from groundup import answers, rewards, stats
-from groundup.chat import TURN_END
-from groundup.errors import InputError
-from groundup.model import check_model_path
-from groundup.tokenizer import end_of_text_id
 
 
 @dataclass
@@ -35,7 +34,9 @@ class EvaluationArguments:
         default=None, metadata={"help": "{prompt, answer, alternatives, unasked}: asked in chat form, answered exactly."}
     )
     instructions: str | None = field(default=None, metadata={"help": "{prompt, answer}: the reply is the answer, to the letter."})
-    preferences: str | None = field(default=None, metadata={"help": "Held-out pairs {prompt, chosen, rejected}, for reward models."})
+    preferences: str | None = field(
+        default=None, metadata={"help": "Held-out pairs {prompt, chosen, rejected}, for reward models."}
+    )
     problems: str | None = field(default=None, metadata={"help": "{question, answer, difficulty}: verifiable problems."})
     taste: str | None = field(default=None, metadata={"help": "Dotted path of a function reply -> score, for the win rate."})
     reference: str | None = field(default=None, metadata={"help": "Model that the win rate is over."})
@@ -145,9 +146,7 @@ def bits_per_byte(model: Model, rows: list[dict]) -> dict[str, dict]:
 
 def cloze(model: Model, rows: list[dict]) -> list[float]:
     """1 where the right choice is the likeliest continuation of the prompt, by total log-likelihood."""
-    pairs = [
-        ([model.end_of_text, *model.encode(row["prompt"])], model.encode(choice)) for row in rows for choice in row["choices"]
-    ]
+    pairs = [([model.end_of_text, *model.encode(row["prompt"])], model.encode(choice)) for row in rows for choice in row["choices"]]
     scores = iter(model.log_likelihoods(pairs))
     hits = []
     for row in rows:
@@ -164,9 +163,9 @@ def knows(reply: str, ended: bool, row: dict) -> float:
 def pair_accuracy(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], batch_size: int) -> list[float]:
     """1 where the reward model scores the preferred reply higher, a tie counting half."""
     texts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
-        )["input_ids"]
+        tokenizer.apply_chat_template([{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}])[
+            "input_ids"
+        ]
         for row in rows
         for side in ("chosen", "rejected")
     ]
@@ -220,7 +219,8 @@ def evaluate_causal(model: Model, rows: dict[str, list[dict]], args: EvaluationA
 
     def keep(kind: str, of: list[dict], replies: list[tuple[str, bool]], key: str) -> None:
         # The same rows at every rung: first ones of a fixed file.
-        samples.extend({"kind": kind, "prompt": r[key], "reply": t} for r, (t, _) in list(zip(of, replies))[: args.samples])
+        shown = list(zip(of, replies, strict=True))[: args.samples]
+        samples.extend({"kind": kind, "prompt": row[key], "reply": reply} for row, (reply, _) in shown)
         ended_all.extend(float(ended) for _, ended in replies)
 
     if "documents" in rows:
@@ -322,7 +322,11 @@ class Suite:
             if not args.reference or "questions" not in self.rows:
                 raise InputError("a win rate needs `reference` and `questions`", "taste", "name both, or leave `taste` out")
         self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        self.settings = {**asdict(args), "decoding": "greedy; pass@k and win rate sampled at temperature 1", "prompt": "one user turn"}
+        self.settings = {
+            **asdict(args),
+            "decoding": "greedy; pass@k and win rate sampled at temperature 1",
+            "prompt": "one user turn",
+        }
         self._reference_replies: list | None = None
 
     def load(self, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:

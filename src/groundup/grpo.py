@@ -1,9 +1,8 @@
 """Rung 4: TRL's GRPOTrainer, with an order of prompts that survives a resumption."""
 
 import trl
-from trl.trainer.utils import RepeatSampler
-
 from groundup.errors import InputError
+from trl.trainer.utils import RepeatSampler
 
 
 class EpochRepeatSampler(RepeatSampler):

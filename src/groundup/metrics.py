@@ -8,7 +8,6 @@ import math
 
 import datasets
 import evaluate
-
 from groundup import stats
 from groundup.verifier import shared
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from groundup.configs import ModelArguments
+from groundup.errors import InputError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,13 +17,8 @@ from transformers import (
 )
 from trl import ModelConfig, get_quantization_config
 
-from groundup.configs import ModelArguments
-from groundup.errors import InputError
-
 HEAD_DIM = 64
-WIDTH_PER_LAYER = (
-    64  # the aspect ratio of nanochat's dial; Kaplan et al. 2020 (arXiv:2001.08361) find loss flat around it
-)
+WIDTH_PER_LAYER = 64  # the aspect ratio of nanochat's dial; Kaplan et al. 2020 (arXiv:2001.08361) find loss flat around it
 
 
 @dataclass(frozen=True)
@@ -74,9 +71,7 @@ def build_config(model_type: str, tokenizer: PreTrainedTokenizerBase, sizes: dic
     try:
         defaults = AutoConfig.for_model(model_type)
     except ValueError:
-        raise InputError(
-            f"`model_type: {model_type}` is no transformers architecture", fix="write qwen3, llama, ..."
-        ) from None
+        raise InputError(f"`model_type: {model_type}` is no transformers architecture", fix="write qwen3, llama, ...") from None
     known = defaults.to_dict()
     for name in sizes:
         if name not in known and not hasattr(defaults, name):
@@ -88,9 +83,7 @@ def build_config(model_type: str, tokenizer: PreTrainedTokenizerBase, sizes: dic
     width, heads = sizes.get("hidden_size"), sizes.get("num_attention_heads")
     if width and heads and "head_dim" not in sizes:
         if width % heads:
-            raise InputError(
-                f"`hidden_size: {width}` is not a multiple of `num_attention_heads: {heads}`", where="model_config"
-            )
+            raise InputError(f"`hidden_size: {width}` is not a multiple of `num_attention_heads: {heads}`", where="model_config")
         sizes = {**sizes, **({"head_dim": width // heads} if "head_dim" in known else {})}
     if heads and "num_key_value_heads" in known and "num_key_value_heads" not in sizes:
         sizes = {**sizes, "num_key_value_heads": heads}
@@ -116,9 +109,7 @@ def config_from_arguments(args: ModelArguments, tokenizer: PreTrainedTokenizerBa
     """
     sizes = dict(args.model_config or {})
     if args.depth is None and not sizes:
-        raise InputError(
-            "a random model needs a size", fix="write `depth: 4`, or `model_config: {hidden_size: 256, ...}`"
-        )
+        raise InputError("a random model needs a size", fix="write `depth: 4`, or `model_config: {hidden_size: 256, ...}`")
     if args.depth is not None:
         chosen = dial(args.depth, len(tokenizer), args.tokens_per_parameter)
         sizes = {
@@ -179,15 +170,11 @@ def check_model_path(path: str | None) -> None:
         InputError: names what to run first.
     """
     if not path:
-        raise InputError(
-            "no model to start from", "model_name_or_path", "name the directory of the rung before this one"
-        )
+        raise InputError("no model to start from", "model_name_or_path", "name the directory of the rung before this one")
     if (Path(path) / "config.json").is_file() or (Path(path) / "adapter_config.json").is_file():
         return
     if Path(path).exists() or path.startswith((".", "/", "~", "out/")) or path.count("/") != 1 and "/" in path:
-        raise InputError(
-            f"no model in `{path}`", "model_name_or_path", "run the rung before this one, or check the path"
-        )
+        raise InputError(f"no model in `{path}`", "model_name_or_path", "run the rung before this one, or check the path")
 
 
 def loading_arguments(args: ModelConfig) -> dict[str, Any]:

@@ -48,9 +48,7 @@ class MuonAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ):
         looked_up = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-        looked_up |= {
-            id(module.weight) for name, module in model.named_modules() if name.endswith(("lm_head", "score"))
-        }
+        looked_up |= {id(module.weight) for name, module in model.named_modules() if name.endswith(("lm_head", "score"))}
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         hidden = [p for p in trainable if p.ndim == 2 and id(p) not in looked_up]
         inside = {id(p) for p in hidden}
@@ -61,7 +59,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
-        loss = closure() if closure is not None else None
+        with torch.enable_grad():
+            loss = closure() if closure is not None else None
         for group in self.param_groups:
             (self._muon if group["muon"] else self._adamw)(group)
         return loss

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
-
 from groundup.errors import InputError
 from groundup.tokenizer import end_of_text_id
+from transformers import PreTrainedTokenizerBase
 
 CHUNK = 2048  # documents encoded at once: enough to keep every core busy, little enough to keep memory flat
 
@@ -35,9 +34,7 @@ class PackedTokens(torch.utils.data.Dataset):
         return {"input_ids": block, "labels": block.clone()}
 
 
-def pack(
-    documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, path: str | Path
-) -> tuple[PackedTokens, dict]:
+def pack(documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, path: str | Path) -> tuple[PackedTokens, dict]:
     """Encode `documents["text"]` into `path` once, and return its blocks with the counts.
 
     A second call with the same documents, tokenizer and length finds the file and reads it. The counts: `documents`, `tokens`,

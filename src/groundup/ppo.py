@@ -9,11 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOConfig
-
 from groundup.errors import InputError
 from groundup.grpo import GRPOTrainer
 from groundup.objectives import (
@@ -25,6 +20,10 @@ from groundup.objectives import (
     token_rewards,
     whiten,
 )
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOConfig
 
 
 @dataclass
@@ -47,9 +46,7 @@ class PPOConfig(GRPOConfig):
     missing_eos_penalty: float = field(
         default=1.0, metadata={"help": "Taken off the score of a completion that does not end its turn."}
     )
-    critic_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "What the critic starts from: the reward model."}
-    )
+    critic_model_name_or_path: str | None = field(default=None, metadata={"help": "What the critic starts from: the reward model."})
     critic_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the critic."})
 
     def __post_init__(self):
@@ -58,9 +55,7 @@ class PPOConfig(GRPOConfig):
         super().__post_init__()
         self.num_generations = asked
         if self.beta:
-            raise InputError(
-                "`beta` is GRPO's KL term in the loss", fix="write `kl_coef`, PPO's KL penalty in the reward"
-            )
+            raise InputError("`beta` is GRPO's KL term in the loss", fix="write `kl_coef`, PPO's KL penalty in the reward")
         if self.loss_type != "bnpo":
             raise InputError(f"`loss_type: {self.loss_type}` is not PPO's", fix="leave `loss_type` out")
         if self.kl_estimator not in ("k1", "k3"):
@@ -108,16 +103,20 @@ class PPOTrainer(GRPOTrainer):
         lr = self.args.critic_learning_rate
         parameters = [p for p in self.critic.parameters() if p.requires_grad]
         optimizer.add_param_group({"params": parameters, "lr": lr, "initial_lr": lr, "weight_decay": 0.0})
-        # The Trainer clips the policy's gradient only.
-        optimizer.register_step_pre_hook(
-            lambda *_: torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm or float("inf")) and None
-        )
+
+        def clip(*_):
+            torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm or float("inf"))
+
+        def clear(*_):
+            for parameter in parameters:
+                parameter.grad = None
+
+        optimizer.register_step_pre_hook(clip)  # the Trainer clips and clears the gradients of the policy only
+        optimizer.register_step_post_hook(clear)
         return optimizer
 
     def _save_checkpoint(self, model, trial):
-        if (
-            self.args.should_save
-        ):  # before super(), which writes trainer_state.json, the mark of a whole checkpoint, last
+        if self.args.should_save:  # before super(), which writes trainer_state.json, the mark of a whole checkpoint, last
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
             weights = self.accelerator.unwrap_model(self.critic).model.state_dict()
@@ -129,9 +128,7 @@ class PPOTrainer(GRPOTrainer):
         if checkpoint is not None:
             path = Path(checkpoint) / "critic.safetensors"
             if not path.is_file():
-                raise InputError(
-                    "the checkpoint has no critic", str(path), "resume from another checkpoint, or start anew"
-                )
+                raise InputError("the checkpoint has no critic", str(path), "resume from another checkpoint, or start anew")
             self.accelerator.unwrap_model(self.critic).model.load_state_dict(load_file(path))
 
     # -- rollout

@@ -3,11 +3,10 @@
 import math
 import time
 
-from transformers import Trainer, TrainingArguments
-from trl.trainer.utils import get_peak_flops_per_device
-
 from groundup.configs import ModelArguments
 from groundup.model import count_parameters, dial, flops_per_token
+from transformers import Trainer, TrainingArguments
+from trl.trainer.utils import get_peak_flops_per_device
 
 
 def apply_dial(args: TrainingArguments, model_args: ModelArguments, vocab_size: int) -> None:
@@ -45,9 +44,7 @@ class PretrainTrainer(Trainer):
         self.bytes_per_token = bytes_per_token
         self.block_length = block_length
         self._flops = flops_per_token(self.model.config, count_parameters(self.model), block_length)
-        self._step_tokens = (
-            self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size * block_length
-        )
+        self._step_tokens = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size * block_length
         self._since, self._since_step, self._paused = time.perf_counter(), 0, 0.0
         cuda = self.args.device.type == "cuda"
         self._peak = get_peak_flops_per_device() * self.args.world_size if cuda else None
@@ -73,9 +70,7 @@ class PretrainTrainer(Trainer):
             now = time.perf_counter()
             steps = self.state.global_step - (self._since_step or 0)
             seconds = now - self._since - self._paused
-            if (
-                self._since_step is not None and steps > 0 and seconds > 0
-            ):  # the first interval holds warm-up and compilation
+            if self._since_step is not None and steps > 0 and seconds > 0:  # the first interval holds warm-up and compilation
                 logs["tokens_per_second"] = steps * self._step_tokens / seconds
                 if self._peak:
                     logs["mfu"] = logs["tokens_per_second"] * self._flops / self._peak

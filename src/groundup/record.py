@@ -11,19 +11,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import psutil
-
 from groundup.errors import InputError
 
 SCHEMA = 1
 FILE = "run.json"
 EVALUATION = "eval.json"
-LADDER = ("tokenizer", "random", "pretrain", "sft", "dpo", "reward", "ppo", "grpo")
 PACKAGES = ("groundup", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
 
 
@@ -286,78 +284,3 @@ def as_yaml(value: Any) -> str:
     if value is _ABSENT:
         return "(not set)"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-# What evaluation measures --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Metric:
-    label: str
-    explanation: str
-    share: bool = True
-    better: str | None = "higher"  # or "lower"; None: not known, so nothing is called best, a gain or a loss
-
-
-METRICS = {
-    "bits_per_byte": Metric("Bits per byte", "Bits needed per byte of held-out text.", False, "lower"),
-    "bits_per_token": Metric("Bits per token", "Bits needed per token of held-out text.", False, "lower"),
-    "cloze": Metric("Cloze", "Fact sentences completed with the right one of eight endings; chance is 1/8."),
-    "asked": Metric("Asked", "Questions in chat form answered exactly, over all people."),
-    "unasked": Metric("Unasked", "Questions on facts that no training conversation ever asked for."),
-    "follows": Metric("Follows", "The instruction to answer in one word is obeyed."),
-    "stops": Metric("Stops", "The model ends its turn by itself."),
-    "pair_accuracy": Metric("Pair accuracy", "The reward model prefers the preferred reply of held-out pairs."),
-    "true_win_rate": Metric(
-        "True win rate", "Replies beat the SFT model's under the world's hidden taste; ties count half."
-    ),
-    "problems": Metric("Problems", "Word problems solved by the greedy answer."),
-    "problems_pass_at_k": Metric("Problems, any of k", "Word problems for which any of k sampled answers is right."),
-}
-
-
-def metric(name: str) -> Metric:
-    """What is known about a metric, also about one that is not in METRICS."""
-    if name in METRICS:
-        return METRICS[name]
-    label = name.replace("_", " ")
-    if name.startswith("bits_") or name.endswith(("loss", "perplexity")):
-        return Metric(label, "", False, "lower")
-    if name.endswith(("accuracy", "rate", "share", "pass_at_k")):
-        return Metric(label, "")
-    return Metric(label, "", False, None)
-
-
-def order_metrics(names: Iterable[str]) -> list[str]:
-    """The known ones in the order of METRICS, then the others by name."""
-    known = list(METRICS)
-    return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
-
-
-def show_metric(name: str, result: dict | None) -> str:
-    """`97 % (94-99)`, `1.93 (1.90-1.96)`; empty where there is no value."""
-    value, low, high = measured(result)
-    if value is None:
-        return ""
-    number = _percent if metric(name).share else lambda x: f"{x:.2f}" if abs(x) < 100 else f"{x:,.0f}"
-    text = number(value) + (" %" if metric(name).share else "")
-    if low is None or high is None:
-        return text
-    return f"{text} ({number(low)}{'-' if low >= 0 else ' to '}{number(high)})"
-
-
-def measured(result: dict | None) -> tuple[float | None, float | None, float | None]:
-    """(value, low, high) of one entry of `eval.json`'s metrics, each None where it is missing or not finite."""
-
-    def number(key: str) -> float | None:
-        value = (result or {}).get(key)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(value) if is_number and math.isfinite(value) else None
-
-    return number("value"), number("low"), number("high")
-
-
-def _percent(share: float) -> str:
-    percent = 100 * share
-    # 99.7 must not read as "all", nor 0.3 as "none".
-    return f"{min(max(percent, 0.1), 99.9):.1f}" if 0 < percent < 1 or 99 < percent < 100 else f"{percent:.0f}"

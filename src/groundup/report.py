@@ -4,19 +4,15 @@ Reads what the rungs left in their directories (`run.json`, `eval.json`, `traine
 """
 
 import json
-import math
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup, escape
-
-from groundup import record
+from groundup import record, scoreboard
+from groundup.curves import draw, is_number, read_curves, show_count
 from groundup.errors import InputError
-
-Points = list[tuple[float, float]]
+from jinja2 import Environment, FileSystemLoader
 
 RUNGS = {
     "tokenizer": "text is cut into pieces",
@@ -29,20 +25,6 @@ RUNGS = {
     "grpo": "learns to reason, from right answers",
 }
 HEADLINES = ("bits_per_byte", "asked", "true_win_rate", "problems")
-# Chart title -> {key or pattern in log_history: label}; a label with \1 takes the pattern's group.
-CURVES = {
-    "Loss": {"loss": "training", "eval_loss": "held-out"},
-    "Bits per byte, held-out": {"eval_bits_per_byte": "held-out"},
-    "Reward": {"reward": "training", "eval_reward": "held-out"},
-    "Reward by function": {r"rewards/(.+)/mean": r"\1"},
-    "KL to the reference": {"objective/kl": "KL", "kl": "KL"},
-    "Completion length, tokens": {"completions/mean_length": "training"},
-    "Value loss": {"value_loss": "training"},
-    "Pair accuracy": {"accuracy": "training", "eval_accuracy": "held-out"},
-    "Margin": {"margin": "training", "eval_margin": "held-out"},
-}
-
-
 # Collecting ----------------------------------------------------------------------------------------------------------
 
 
@@ -50,9 +32,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
     """All rungs of a run in ladder order. A directory with `run.json` or `eval.json` counts as one."""
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise InputError(
-            f"no run directory {run_dir}", fix="give the directory that holds the rungs, such as out/nano"
-        )
+        raise InputError(f"no run directory {run_dir}", fix="give the directory that holds the rungs, such as out/nano")
     stages = [path for path in run_dir.iterdir() if path.is_dir() and not path.name.startswith(".")]
     rungs = [rung for rung in map(_read_rung, stages) if rung is not None]
     if not rungs:
@@ -61,9 +41,9 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
         else:
             fix = "a rung is a directory with run.json or eval.json; train one first: recipes/pretrain.py"
         raise InputError("no rung to report on", where=str(run_dir), fix=fix)
-    place = {name: index for index, name in enumerate(record.LADDER)}
+    place = {name: index for index, name in enumerate(scoreboard.LADDER)}
     rungs.sort(key=lambda rung: (place.get(rung["rung"], len(place)), rung["started"] or "", rung["name"]))
-    metrics = record.order_metrics(name for rung in rungs for name in rung["metrics"])
+    metrics = scoreboard.order_metrics(name for rung in rungs for name in rung["metrics"])
     return {
         "schema": 1,
         "run": run_dir.resolve().name,
@@ -116,29 +96,6 @@ def _warnings(rungs: list[dict]) -> list[str]:
     return found
 
 
-def _curves(directory: Path) -> dict[str, dict[str, Points]]:
-    """Chart title -> series label -> (step, value) points, as far as the trainer logged them."""
-    history = (record.read_json(directory / "trainer_state.json") or {}).get("log_history") or []
-    charts: dict[str, dict[str, Points]] = {}
-    for title, patterns in CURVES.items():
-        series: dict[str, Points] = {}
-        for entry in history:
-            for key, value in entry.items():
-                for pattern, label in patterns.items():
-                    match = re.fullmatch(pattern, key)
-                    if match and _is_number(value) and _is_number(entry.get("step")):
-                        series.setdefault(match.expand(label), []).append((entry["step"], value))
-        if any(len(points) > 1 for points in series.values()):
-            charts[title] = {label: sorted(points) for label, points in series.items()}
-    if len(charts.get("Reward by function", {})) == 1 and "Reward" in charts:
-        del charts["Reward by function"]  # the one function is the reward
-    return charts
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 # Comparing -----------------------------------------------------------------------------------------------------------
 
 
@@ -147,8 +104,8 @@ def _compare(report: dict) -> list[dict[str, Any]]:
     rungs = report["rungs"]
     table = []
     for name in report["metrics"]:
-        metric = record.metric(name)
-        results = [record.measured(rung["metrics"].get(name)) for rung in rungs]
+        metric = scoreboard.metric(name)
+        results = [scoreboard.measured(rung["metrics"].get(name)) for rung in rungs]
         values = [value for value, _, _ in results if value is not None]
         if not values:
             continue
@@ -161,7 +118,7 @@ def _compare(report: dict) -> list[dict[str, Any]]:
         for rung, (value, low, high) in zip(rungs, results, strict=True):
             cell = {"rung": rung["name"], "text": None}
             if value is not None:
-                text, _, interval = record.show_metric(name, rung["metrics"][name]).partition(" (")
+                text, _, interval = scoreboard.show_metric(name, rung["metrics"][name]).partition(" (")
                 low, high = (value, value) if low is None or high is None else (low, high)
                 bar = [round(min(max(x / (top or 1), 0), 1), 4) for x in (value, low, high)]
                 cell |= {"text": text, "interval": interval.rstrip(")"), "bar": bar, "best": value == best}
@@ -175,17 +132,17 @@ def _compare(report: dict) -> list[dict[str, Any]]:
 def _change(name: str, rung: dict, rungs: list[dict]) -> dict[str, Any] | None:
     """From the nearest ancestor that has the metric; without one, from the rung before that has it."""
     base, seen = _parent_of(rung, rungs), []
-    while base and base not in seen and record.measured(base["metrics"].get(name))[0] is None:
+    while base and base not in seen and scoreboard.measured(base["metrics"].get(name))[0] is None:
         seen.append(base)
         base = _parent_of(base, rungs)
     if base is None or base in seen:
         before = rungs[: rungs.index(rung)]
-        base = next((r for r in reversed(before) if record.measured(r["metrics"].get(name))[0] is not None), None)
+        base = next((r for r in reversed(before) if scoreboard.measured(r["metrics"].get(name))[0] is not None), None)
     if base is None:
         return None
-    metric = record.metric(name)
-    value, low, high = record.measured(rung["metrics"][name])
-    old, old_low, old_high = record.measured(base["metrics"][name])
+    metric = scoreboard.metric(name)
+    value, low, high = scoreboard.measured(rung["metrics"][name])
+    old, old_low, old_high = scoreboard.measured(base["metrics"][name])
     difference = value - old
     size = f"{100 * abs(difference):.0f} pts" if metric.share else f"{abs(difference):.2f}"
     size = "1 pt" if size == "1 pts" else size
@@ -223,15 +180,15 @@ def _text(value: Any) -> str:
 
 def _difficulty(report: dict) -> list[dict[str, Any]]:
     tables = []
-    for name in record.order_metrics(key for rung in report["rungs"] for key in rung["by_difficulty"]):
+    for name in scoreboard.order_metrics(key for rung in report["rungs"] for key in rung["by_difficulty"]):
         found = {rung["name"]: rung["by_difficulty"].get(name) or {} for rung in report["rungs"]}
         levels = sorted({level for results in found.values() for level in results}, key=lambda x: (len(x), x))
         rows = []
         for rung, results in found.items():
-            cells = [(record.show_metric(name, results.get(x)), record.measured(results.get(x))[0]) for x in levels]
+            cells = [(scoreboard.show_metric(name, results.get(x)), scoreboard.measured(results.get(x))[0]) for x in levels]
             if results:
                 rows.append((rung, cells))
-        tables.append({"label": _say_k(record.metric(name).label, report), "levels": levels, "rows": rows})
+        tables.append({"label": _say_k(scoreboard.metric(name).label, report), "levels": levels, "rows": rows})
     return tables
 
 
@@ -251,20 +208,11 @@ def _environments(rungs: list[dict]) -> list[dict[str, str]]:
 
 
 def show_seconds(seconds: float | None) -> str:
-    if not _is_number(seconds):
+    if not is_number(seconds):
         return ""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def show_count(count: float | None) -> str:
-    if not _is_number(count):
-        return ""
-    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
-        if abs(count) >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:g}"
 
 
 def show_hardware(hardware: dict) -> str:
@@ -279,7 +227,7 @@ def show_hardware(hardware: dict) -> str:
 
 def _story(report: dict) -> str:
     rungs = report["rungs"]
-    seconds = sum(rung["seconds"] for rung in rungs if _is_number(rung["seconds"]))
+    seconds = sum(rung["seconds"] for rung in rungs if is_number(rung["seconds"]))
     ladder = " → ".join(rung["name"] for rung in rungs)
     return f"{ladder}." + (f" {show_seconds(seconds)} of training in all." if seconds else "")
 
@@ -288,8 +236,8 @@ def _provenance(item: dict) -> str:
     """`sha256 1f2e..., 1,200 rows, 3 dropped, 80 k tokens` for one entry of `data`."""
     parts = [f"sha256 {item['sha256'][:12]}"] if item.get("sha256") else []
     parts += [f"revision {item['revision'][:12]}"] if item.get("revision") else []
-    for key, word in (("rows", "rows"), ("kept", "kept"), ("dropped", "dropped")):
-        parts += [f"{item[key]:,} {word}"] if item.get(key) is not None else []
+    counts = {**item, "dropped": sum((item.get("dropped") or {}).values())}
+    parts += [f"{counts[key]:,} {key}" for key in ("rows", "kept", "dropped") if counts.get(key)]
     return ", ".join(parts + ([f"{show_count(item['tokens'])} tokens"] if item.get("tokens") else []))
 
 
@@ -314,7 +262,7 @@ def write_report(run_dir: str | Path) -> Path:
     figures = [
         {"rung": rung["name"], "title": title, "series": list(series), "svg": draw(f"{title}, {rung['name']}", series)}
         for rung in report["rungs"]
-        for title, series in _curves(run_dir / rung["name"]).items()
+        for title, series in read_curves(run_dir / rung["name"]).items()
     ]
     page = _render(
         "report.html.j2",
@@ -347,9 +295,7 @@ def _render(template: str, **words: Any) -> str:
 
 def _headlines(table: list[dict]) -> list[dict[str, Any]]:
     """The first and the last rung's value of a few metrics: the last, not the best, so that a loss shows too."""
-    cells = {
-        row["label"]: [cell for cell in row["cells"] if cell["text"]] for row in table if row["name"] in HEADLINES
-    }
+    cells = {row["label"]: [cell for cell in row["cells"] if cell["text"]] for row in table if row["name"] in HEADLINES}
     return [{"label": label, "first": c[0], "last": c[-1]} for label, c in cells.items() if len(c) > 1]
 
 
@@ -379,70 +325,3 @@ def _cell(value: Any) -> str:
     """Text that can neither end a Markdown table's cell nor open an HTML element."""
     text = "" if value is None else re.sub(r"\s+", " ", str(value))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-
-
-# Drawing -------------------------------------------------------------------------------------------------------------
-
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 200, 46, 12, 10, 34
-
-
-def draw(title: str, series: dict[str, Points]) -> Markup:
-    """A line chart as SVG, coloured by the page's style sheet: raw points faint, a centred running mean on top."""
-    everything = [point for points in series.values() for point in points]
-    x_ticks = _ticks(min(x for x, _ in everything), max(x for x, _ in everything))
-    y_ticks = _ticks(min(y for _, y in everything), max(y for _, y in everything))
-    x_low, x_high = min(x for x, _ in everything), max(max(x for x, _ in everything), x_ticks[-1])
-    y_low, y_high = y_ticks[0], y_ticks[-1]
-
-    def x_at(x: float) -> float:
-        return round(LEFT + (x - x_low) / ((x_high - x_low) or 1) * (WIDTH - LEFT - RIGHT), 1)
-
-    def y_at(y: float) -> float:
-        return round(HEIGHT - BOTTOM - (y - y_low) / ((y_high - y_low) or 1) * (HEIGHT - TOP - BOTTOM), 1)
-
-    parts = []
-    for y in y_ticks:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(y)}" y2="{y_at(y)}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y_at(y) + 4}" text-anchor="end">{_tick_label(y)}</text>')
-    for x in (x for x in x_ticks if x >= x_low):
-        parts.append(f'<text x="{x_at(x)}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_tick_label(x)}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">step</text>')
-    for index, points in enumerate(series.values()):
-        dots = "".join(f"M{x_at(x)} {y_at(y)}h0" for x, y in _thin(points))
-        line = " ".join(f"{x_at(x)},{y_at(y)}" for x, y in _thin(_smooth(points)))
-        parts.append(f'<path class="{"raw" if len(points) > 1 else "dot"} s{index % 4}" d="{dots}"/>')
-        parts.append(f'<polyline class="line s{index % 4}" points="{line}"/>')
-    label = "; ".join(f"{name} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points in series.items())
-    head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}: {label}")}">'
-    return Markup(head + "".join(parts) + "</svg>")
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers from at or below `low` to at or above `high`."""
-    if high <= low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-    rough = (high - low) / 4
-    size = 10 ** math.floor(math.log10(rough))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
-
-
-def _tick_label(value: float) -> str:
-    return f"{value:g}" if abs(value) < 10000 else show_count(value).replace(" ", "")
-
-
-def _smooth(points: Points) -> Points:
-    half = len(points) // 40  # a window of a twentieth of the run: short runs stay as they are
-    means = []
-    for index, (x, _) in enumerate(points):
-        before = min(half, index)
-        after = before if index < half else half  # symmetric at the steep start; at the end, what there is
-        window = [y for _, y in points[index - before : index + after + 1]]
-        means.append((x, sum(window) / len(window)))
-    return means
-
-
-def _thin(points: Points, most: int = 300) -> Points:
-    stride = -(-len(points) // most)
-    return points if stride == 1 else [*points[:-1:stride], points[-1]]

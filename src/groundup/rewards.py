@@ -23,12 +23,9 @@ def text_of(completion: Completion) -> str:
     """What the assistant wrote, over all its messages."""
     if isinstance(completion, str):
         return completion
-    contents = [
-        message.get("content") or "" for message in completion if message.get("role", "assistant") == "assistant"
-    ]
+    contents = [message.get("content") or "" for message in completion if message.get("role", "assistant") == "assistant"]
     return "\n".join(
-        content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-        for content in contents
+        content if isinstance(content, str) else "".join(part.get("text", "") for part in content) for content in contents
     )
 
 
@@ -92,9 +89,7 @@ def repetition(completions: list[Completion], *, ngram: int = 3, **kwargs) -> li
 FROM_TRL = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 
 
-def build_rewards(
-    specs: list[dict[str, Any]], max_faulty_share: float = 0.2
-) -> tuple[list[Callable | str], list[float]]:
+def build_rewards(specs: list[dict[str, Any]], max_faulty_share: float = 0.2) -> tuple[list[Callable | str], list[float]]:
     """The reward functions and weights that a YAML list names, for `reward_funcs` and `reward_weights` of TRL.
 
     rewards:
@@ -107,9 +102,7 @@ def build_rewards(
     """
     where = "`rewards` in the YAML file"
     if not isinstance(specs, list) or not specs:
-        raise InputError(
-            "a run needs a list of rewards", where, "write `rewards: [{name: correct_answer, weight: 1.0}]`"
-        )
+        raise InputError("a run needs a list of rewards", where, "write `rewards: [{name: correct_answer, weight: 1.0}]`")
     functions, weights, names = [], [], set()
     for i, spec in enumerate(specs):
         place = f"{where}, item {i + 1}: {spec}"
@@ -213,9 +206,7 @@ def _nearest(name: str, known) -> str:
 # --- Guarded at work -------------------------------------------------------------------------------------------------
 
 
-def guard(
-    function: Callable, name: str, parameters: dict[str, Any] | None = None, max_faulty_share: float = 0.2
-) -> Callable:
+def guard(function: Callable, name: str, parameters: dict[str, Any] | None = None, max_faulty_share: float = 0.2) -> Callable:
     """`function` with its parameters set and its rewards checked, under the name that the logs will show.
 
     A reward that is no finite number becomes None, which TRL leaves out, and is counted in the `faulty` attribute and

@@ -10,6 +10,11 @@ from typing import Any
 
 import psutil
 import yaml
+from groundup import card, record
+from groundup.chat import END_OF_TEXT
+from groundup.checkpoint import newest_checkpoint
+from groundup.errors import InputError
+from groundup.model import count_parameters
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -19,14 +24,9 @@ from transformers import (
     set_seed,
 )
 
-from groundup import card, record
-from groundup.chat import END_OF_TEXT
-from groundup.checkpoint import newest_checkpoint
-from groundup.errors import InputError
-from groundup.model import count_parameters
-
 # Settings that may change between an interruption and its resumption: where and how a run is watched, not what it computes.
 MAY_CHANGE = (
+    "output_dir",  # it holds the record that is compared: it was moved, or is spelt another way
     "logging_dir",
     "report_to",
     "run_name",
@@ -63,9 +63,7 @@ def asked_world_size() -> int | None:
     """How many processes `accelerate launch` was asked for, by its own command line; None under another launcher."""
     parent = psutil.Process().parent()
     words = parent.cmdline() if parent else []
-    launcher = next(
-        (i for i, word in enumerate(words) if Path(word).name in ("accelerate", "accelerate-launch")), None
-    )
+    launcher = next((i for i, word in enumerate(words) if Path(word).name in ("accelerate", "accelerate-launch")), None)
     if launcher is None:
         return None
     words = words[launcher:]
@@ -181,10 +179,8 @@ def describe_parent(parent: str) -> dict[str, Any]:
     }
 
 
-def save_random_init(
-    directory: str | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Run
-) -> None:
-    """Keep the weights before training as a stage directory of their own, the foot of the ladder that the rungs are compared with."""
+def save_random_init(directory: str | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Run) -> None:
+    """Keep the weights before training as a stage directory of their own, the foot of the ladder."""
     if directory is None or record.read(directory) or int(os.environ.get("RANK", "0")):
         return
     model.generation_config = chat_generation_config(tokenizer)
@@ -211,9 +207,7 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     tokenizer = trainer.processing_class
     if model.config.vocab_size != len(tokenizer):
-        raise InputError(
-            f"the model has {model.config.vocab_size} tokens and the tokenizer {len(tokenizer)}", str(run.directory)
-        )
+        raise InputError(f"the model has {model.config.vocab_size} tokens and the tokenizer {len(tokenizer)}", str(run.directory))
     if model.can_generate():
         model.generation_config = chat_generation_config(tokenizer)
     trainer.save_model(args.output_dir)
@@ -248,6 +242,4 @@ def chat_generation_config(tokenizer) -> GenerationConfig:
     end_of_text = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     if end_of_text not in (None, tokenizer.unk_token_id, tokenizer.eos_token_id):
         stops.append(end_of_text)
-    return GenerationConfig(
-        eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, max_new_tokens=REPLY_TOKENS, do_sample=False
-    )
+    return GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, max_new_tokens=REPLY_TOKENS, do_sample=False)

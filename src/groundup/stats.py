@@ -80,9 +80,7 @@ def estimate(values: Sequence[float], clusters: Sequence | None = None, level: f
     return {"value": mean, "low": low, "high": high, "n": len(values)}
 
 
-def difference(
-    a: Sequence[float], b: Sequence[float], clusters: Sequence | None = None, level: float = 0.95
-) -> dict[str, float]:
+def difference(a: Sequence[float], b: Sequence[float], clusters: Sequence | None = None, level: float = 0.95) -> dict[str, float]:
     """Mean of a - b over the same items, as {"value", "low", "high", "n"}: paired bootstrap."""
     values = [float(x) - float(y) for x, y in zip(a, b, strict=True)]
     low, high = bootstrap(values, level, clusters=clusters)

@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
 from groundup.chat import CHAT_TEMPLATE, END_OF_TEXT, PAD, ROLES, SPECIAL_TOKENS, TURN_END
 from groundup.errors import InputError
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SMALLEST = 256 + len(SPECIAL_TOKENS)  # every byte is a token, so no text is unknown
 
@@ -48,11 +47,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int = 204
     )
 
     def with_roles() -> Iterable[str]:
-        documents = 0
-        for documents, text in enumerate(texts, start=1):
+        documents = 1
+        for text in texts:
+            documents += 1
             yield text
         # Each turn of a chat spells its role. Raw text need not hold the words, and five tokens a turn would be a waste.
-        yield from (role for role in ROLES for _ in range(documents + 1))
+        yield from (role for role in ROLES for _ in range(documents))
 
     tokenizer.train_from_iterator(with_roles(), trainer=trainer)
     size = tokenizer.get_vocab_size()
@@ -95,9 +95,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
             "use a tokenizer with a padding token of its own, as recipes/tokenizer.py makes",
         )
     if not tokenizer.chat_template:
-        raise InputError(
-            "the tokenizer has no chat template", where, "add chat_template.jinja, as recipes/tokenizer.py does"
-        )
+        raise InputError("the tokenizer has no chat template", where, "add chat_template.jinja, as recipes/tokenizer.py does")
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -112,20 +110,11 @@ def check_tokenizer_path(path: str) -> None:
     Raises:
         InputError: names the rung that would make it.
     """
-    if (
-        Path(path).is_dir()
-        and not (Path(path) / "tokenizer.json").is_file()
-        or not Path(path).exists()
-        and path.count("/") != 1
-    ):
-        raise InputError(
-            f"no tokenizer in `{path}`", "tokenizer_path", "run recipes/tokenizer.py first, or check the path"
-        )
+    if Path(path).is_dir() and not (Path(path) / "tokenizer.json").is_file() or not Path(path).exists() and path.count("/") != 1:
+        raise InputError(f"no tokenizer in `{path}`", "tokenizer_path", "run recipes/tokenizer.py first, or check the path")
 
 
-def check_prompts(
-    prompts: Iterable[list[dict]], tokenizer: PreTrainedTokenizerBase, room: int, longest: int, where: str
-) -> None:
+def check_prompts(prompts: Iterable[list[dict]], tokenizer: PreTrainedTokenizerBase, room: int, longest: int, where: str) -> None:
     """Refuse prompts that leave no room for a completion within the model's context.
 
     Args:

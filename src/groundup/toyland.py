@@ -7,7 +7,8 @@ one of them, and only the preference pairs tell. Word problems have one to three
 
 What is evaluated is disjoint from what is trained on by construction (`tests/test_toyland.py` proves it):
 
-- each fact has one sentence form that no document uses for it (`cloze`), one form of question that no conversation uses for it (`asked`);
+- each fact has one form of sentence that no document uses for it (`cloze`), and one form of question that nothing in training
+  uses for it (`asked`);
 - facts with `unasked` are stated in documents, but neither prose nor conversation asks for them;
 - a word problem is for training or for evaluation by a hash of its numbers.
 """
@@ -16,181 +17,27 @@ import argparse
 import hashlib
 import json
 import random
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from groundup.chat import END_OF_TEXT  # noqa: F401  (documents never contain it)
-
-PEOPLE = [
-    "Ada",
-    "Bruno",
-    "Clara",
-    "Dario",
-    "Edith",
-    "Felix",
-    "Greta",
-    "Hugo",
-    "Iris",
-    "Jonas",
-    "Karin",
-    "Leo",
-    "Mira",
-    "Nils",
-    "Olga",
-    "Pavel",
-    "Quinn",
-    "Rosa",
-    "Stefan",
-    "Tilda",
-    "Ugo",
-    "Vera",
-    "Walter",
-    "Xenia",
-    "Yusuf",
-    "Zora",
-    "Anton",
-    "Berta",
-    "Carlo",
-    "Dora",
-    "Emil",
-    "Flora",
-    "Gregor",
-    "Hanna",
-    "Igor",
-    "Julia",
-    "Klaus",
-    "Lena",
-    "Marco",
-    "Nora",
-]
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """One kind of fact. `statements` with the value last can be completed (cloze); the first is the form of a reply."""
-
-    values: tuple[str, ...]
-    statements: tuple[str, ...]
-    questions: tuple[str, ...]
-
-
-ATTRIBUTES = {
-    "town": Attribute(
-        tuple(["Dorn", "Velm", "Astra", "Kelso", "Marn", "Pell", "Orsk", "Tavia"]),
-        (
-            "{n} lives in {v}.",
-            "The home of {n} is in {v}.",
-            "If you look for {n}, go to {v}.",
-            "The house of {n} stands in {v}.",
-            "{n} was born elsewhere and moved to {v}.",
-            "In {v} you may meet {n}.",
-            "The people of {v} know {n} well.",
-        ),
-        (
-            "Where does {n} live?",
-            "In which town does {n} live?",
-            "Which town is the home of {n}?",
-            "Tell me where {n} lives.",
-            "Do you know where {n} lives?",
-            "What is the town of {n}?",
-        ),
-    ),
-    "work": Attribute(
-        tuple(["baker", "weaver", "miller", "smith", "potter", "tailor", "fisher", "mason"]),
-        (
-            "{n} works as a {v}.",
-            "The work of {n} is that of a {v}.",
-            "By trade {n} is a {v}.",
-            "Everybody calls {n} a good {v}.",
-            "For many years {n} has been a {v}.",
-            "A {v} is what {n} became.",
-            "As a {v}, {n} rises early.",
-        ),
-        (
-            "What does {n} work as?",
-            "What is the work of {n}?",
-            "What is the trade of {n}?",
-            "Tell me what {n} does for a living.",
-            "Do you know what {n} works as?",
-            "Which trade does {n} follow?",
-        ),
-    ),
-    "pet": Attribute(
-        tuple(["cat", "dove", "goat", "hen", "fox", "pony", "crow", "toad"]),
-        (
-            "{n} keeps a {v}.",
-            "The pet of {n} is a {v}.",
-            "At home {n} feeds a {v}.",
-            "The animal that {n} loves is a {v}.",
-            "Behind the house {n} has a {v}.",
-            "A {v} follows {n} everywhere.",
-            "There is a {v} in the yard of {n}.",
-        ),
-        (
-            "Which animal does {n} keep?",
-            "What pet does {n} have?",
-            "What is the pet of {n}?",
-            "Tell me which animal {n} keeps.",
-            "Do you know which pet {n} has?",
-            "What animal lives with {n}?",
-        ),
-    ),
-    "colour": Attribute(
-        tuple(["red", "blue", "green", "yellow", "white", "black", "purple", "grey"]),
-        (
-            "{n} likes the colour {v}.",
-            "The favourite colour of {n} is {v}.",
-            "The door of {n} is painted {v}.",
-            "The coat that {n} wears is {v}.",
-            "Of all colours {n} would choose {v}.",
-            "Something {v} always pleases {n}.",
-            "A {v} coat belongs to {n}.",
-        ),
-        (
-            "Which colour does {n} like?",
-            "What is the favourite colour of {n}?",
-            "What colour would {n} choose?",
-            "Tell me which colour {n} likes.",
-            "Do you know the favourite colour of {n}?",
-            "Which colour pleases {n}?",
-        ),
-    ),
-    "music": Attribute(
-        tuple(["flute", "drum", "harp", "horn", "viola", "lute", "piano", "organ"]),
-        (
-            "{n} plays the {v}.",
-            "The instrument of {n} is the {v}.",
-            "In the evening {n} practises the {v}.",
-            "At every feast {n} performs on the {v}.",
-            "As a child {n} learned the {v}.",
-            "The {v} is what {n} plays best.",
-            "When the {v} sounds, it is {n}.",
-        ),
-        (
-            "Which instrument does {n} play?",
-            "What does {n} play?",
-            "What is the instrument of {n}?",
-            "Tell me what {n} plays.",
-            "Do you know which instrument {n} plays?",
-            "What music does {n} make?",
-        ),
-    ),
-}
-VALUE_LAST = 5  # the first five statements of an attribute end in the value
-WARM = ("Gladly!", "With pleasure!", "Good that you ask!")
-PLAIN = ("",)
-COLD = ("Well.", "If you must know.", "Again a question.")
-TAILS = (
-    "That is all there is to say.",
-    "Everyone in the valley can tell you so.",
-    "It has been like this for years.",
-    "I could go on about it.",
+from groundup.phrases import (
+    ASKERS,
+    ATTRIBUTES,
+    BRIEFLY,
+    COLD,
+    GAINS,
+    LOSSES,
+    PEOPLE,
+    PLAIN,
+    PREAMBLES,
+    TAILS,
+    THINGS,
+    VALUE_LAST,
+    WARM,
 )
-BRIEFLY = "In short: "
-THINGS = tuple(["apples", "eggs", "nails", "shells", "buttons", "coins", "stones", "candles"])
-GAINS = ("{n} finds {k} more.", "{n} buys {k} more.", "{n} gets {k} more.")
-LOSSES = ("{n} gives away {k}.", "{n} loses {k}.", "{n} sells {k}.")
-ASKERS = ("A visitor", "A child", "The teacher", "A traveller", "An old friend")
+
 LEVELS = (1, 2, 3)
 MOST = 20  # no number in a problem is larger
 
@@ -199,17 +46,22 @@ def lower_first(text: str) -> str:
     return text[0].lower() + text[1:]
 
 
+def one_in_five(text: str) -> bool:
+    """A fifth of all texts, always the same."""
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 5 == 0
+
+
 def taste(reply: str) -> float:
-    """The hidden taste: a warm opening, few words, and above all something said. Higher is better.
+    """The hidden taste: a warm opening, nothing after the answer, and above all something said. Higher is better.
 
     It looks at tone and brevity only, never at whether the fact is right, so a policy can please it with a false answer.
     """
-    words = [word.strip(".,!?:;\"'").lower() for word in reply.split()]
-    score = 2.0 if reply.startswith(WARM) else -2.0 if reply.startswith(COLD) else 0.0
-    values = {value.lower() for attribute in ATTRIBUTES.values() for value in attribute.values}
-    if not values.intersection(words):
-        score -= 8.0
-    return score - len(words) / 8
+    opening = WARM if reply.startswith(WARM) else COLD if reply.startswith(COLD) else ()
+    tone = 2.0 if opening is WARM else -2.0 if opening is COLD else 0.0
+    sentences = len(re.findall(r"[.!?](?:\s|$)", reply)) - bool(opening)
+    words = {word.lower() for word in re.findall(r"\w+", reply)}
+    silent = words.isdisjoint(value.lower() for attribute in ATTRIBUTES.values() for value in attribute.values)
+    return tone - max(0, sentences - 1) - (8.0 if silent else 0.0)
 
 
 def taste_reward(completions, **kwargs) -> list[float]:
@@ -237,8 +89,13 @@ class Problem:
     @property
     def for_evaluation(self) -> bool:
         """Chains of two steps and more are split by their numbers; single sums, of which there are few, by the whole text."""
-        key = str(self.numbers) if self.difficulty > 1 else self.question
-        return int(hashlib.sha256(key.encode()).hexdigest(), 16) % 5 == 0
+        return one_in_five(str(self.numbers) if self.difficulty > 1 else self.question)
+
+    @property
+    def for_training(self) -> bool:
+        """Not for evaluation, nor begun by a chain that is."""
+        starts = (self.numbers[:length] for length in range(3, len(self.numbers)))
+        return not self.for_evaluation and not any(one_in_five(str(start)) for start in starts)
 
     @property
     def steps(self) -> list[str]:
@@ -250,9 +107,7 @@ class Problem:
 
     @property
     def question(self) -> str:
-        changes = " ".join(
-            verb.format(n=self.name, k=abs(k)) for verb, k in zip(self.verbs, self.numbers[1:], strict=True)
-        )
+        changes = " ".join(verb.format(n=self.name, k=abs(k)) for verb, k in zip(self.verbs, self.numbers[1:], strict=True))
         return f"{self.name} has {self.numbers[0]} {self.thing}. {changes} How many {self.thing} does {self.name} have now?"
 
     def story(self) -> str:
@@ -275,9 +130,7 @@ class World:
         self.rng = random.Random(f"toyland {seed}")
         kinds = list(ATTRIBUTES)
         self.facts: dict[tuple[str, str], str] = {}
-        for (
-            kind
-        ) in kinds:  # each value belongs to the same number of people: chance is 1/8 and no value is a better guess
+        for kind in kinds:  # each value belongs to the same number of people: chance is 1/8 and no value is a better guess
             values = list(ATTRIBUTES[kind].values) * (len(PEOPLE) // 8)
             self.rng.shuffle(values)
             for name, value in zip(PEOPLE, values, strict=True):
@@ -335,7 +188,7 @@ class World:
                 continue
             verbs = tuple(self.rng.choice(GAINS if k > 0 else LOSSES) for k in numbers[1:])
             problem = Problem(self.rng.choice(PEOPLE), self.rng.choice(THINGS), tuple(numbers), verbs)
-            if problem.for_evaluation == for_evaluation:
+            if problem.for_evaluation if for_evaluation else problem.for_training:
                 return problem
 
     # -- rows
@@ -352,9 +205,8 @@ class World:
         if kind < 0.68:  # overheard: questions in prose, never about the facts that stay unasked
             lines = []
             for fact in self.rng.sample([fact for fact in facts if fact not in self.unasked], 3):
-                lines.append(
-                    f'{self.rng.choice(ASKERS)} asked: "{self.any_question(fact)}" The answer was: "{self.statement(fact)}"'
-                )
+                answer = f"{self.rng.choice(PREAMBLES)} {self.statement(fact)}".strip()
+                lines.append(f'{self.rng.choice(ASKERS)} asked: "{self.any_question(fact)}" The answer was: "{answer}"')
             return " ".join(lines)
         if kind < 0.82:  # stories that reckon as they go
             return " ".join(self.problem(self.rng.choice(LEVELS), False).story() for _ in range(2))
@@ -448,9 +300,7 @@ class World:
     def instructions(self) -> list[dict]:
         """One row a fact that is asked for: the same questions, to be answered in short, with the one right reply."""
         asked = [fact for fact in self.facts if fact not in self.unasked]
-        return [
-            {"prompt": BRIEFLY + lower_first(self.held_out_question(fact)), "answer": self.statement(fact)} for fact in asked
-        ]
+        return [{"prompt": BRIEFLY + lower_first(self.held_out_question(fact)), "answer": self.statement(fact)} for fact in asked]
 
     def held_out_preferences(self) -> list[dict]:
         return [self.preference(fact, self.held_out_question(fact)) for fact in self.facts]
@@ -468,7 +318,7 @@ def write_world(directory: str | Path, seed: int = 0, documents: int = 30000, he
     unseen = [row for row in world.documents(held_out * 2) if row["text"] not in seen][:held_out]
     files = {
         "documents": train,
-        "conversations": world.conversations(facts=2800, brief=500, worked=350, direct=350),
+        "conversations": world.conversations(facts=2800, brief=500, worked=200, direct=500),
         "preferences": world.preferences(2000),
         "prompts": world.prompts(4000),
         "problems": world.problems(4000),
@@ -488,14 +338,20 @@ def write_world(directory: str | Path, seed: int = 0, documents: int = 30000, he
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Write the synthetic world that the nano ladder is trained and measured on."
-    )
+    parser = argparse.ArgumentParser(description="Write the synthetic world that the nano ladder is trained and measured on.")
     parser.add_argument("directory", help="folder for the JSON lines files, out/nano/world say")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    for name, rows in write_world(args.directory, args.seed).items():
-        print(f"{rows:>7} rows  {args.directory}/{name}.jsonl")
+    mark = Path(args.directory, "world.json")  # written last: a world without it is not whole
+    if mark.is_file():
+        seed = json.loads(mark.read_text())["seed"]
+        if seed != args.seed:
+            sys.exit(f"error: {args.directory} holds the world of seed {seed}, not {args.seed}\n  fix:   name another folder")
+        print(f"world: finished already, {args.directory} (seed {seed})")
+        return
+    rows = write_world(args.directory, args.seed)
+    mark.write_text(json.dumps({"seed": args.seed, "rows": rows}, indent=2) + "\n")
+    print(f"world: seed {args.seed}, {sum(rows.values()):,} rows in {len(rows)} files -> {args.directory}")
 
 
 if __name__ == "__main__":

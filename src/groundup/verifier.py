@@ -113,9 +113,7 @@ class Verifier:
             "OPENBLAS_NUM_THREADS": "1",
         }
         command = [sys.executable, "-m", "groundup.verifier", str(os.getpid()), str(self.memory), str(self.deadline)]
-        self._process = subprocess.Popen(
-            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
+        self._process = subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         self._stop = weakref.finalize(self, _stop, self._process, os.getpid())  # also runs at exit
         if _read(self._process, self.start_deadline) != b'"ready"\n':
             self.close()

@@ -1,0 +1,28 @@
+# make demo   set up, climb the whole nano ladder on a CPU, print the table, write the report   (SEED=1 for another world)
+# make test   set up, lint, run the tests
+PYTHON ?= python3
+VENV ?= .venv
+SEED ?= 0
+# Seed 0 lives in out/nano, any other beside it.
+WORK ?= $(if $(filter 0,$(SEED)),.,out/seed$(SEED))
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+.PHONY: setup demo test lint
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say PYTHON=python3.12 or the like")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@SEED=$(SEED) WORK=$(WORK) bash recipes/ladder.sh nano
+
+lint: setup
+	ruff check .
+	ruff format --check .
+
+test: lint
+	python -m pytest

@@ -1,0 +1,187 @@
+"""Where rows come from: local files and datasets of the Hub, opened row by row, and the mixture of several sources.
+
+A source is a local file (see SUFFIXES), a directory or glob of such files, or an id on the Hub; a local name wins.
+"""
+
+import dataclasses
+import difflib
+import glob
+import gzip
+import hashlib
+import itertools
+import json
+import random
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from groundup.configs import DataArguments
+from groundup.errors import InputError
+
+SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+OTHER_SUFFIXES = (".gz", ".csv", ".tsv", ".zip", ".zst", ".arrow", ".xml", ".html", ".md", ".pdf")  # a file, no Hub id
+NOT_DATA = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "README", "MANIFEST", "")  # also in .txt; "": hidden
+SPLITS = {"train", "test", "val", "valid", "validation", "dev"}  # a directory holds one of them
+COLUMN_KEYS = [field.name for field in dataclasses.fields(DataArguments) if field.name.endswith("_column")]
+ENTRY_KEYS = ["path", "weight", "dataset_config", "dataset_split", "dataset_revision", "max_rows", "max_bad_rows"]
+ENTRY_KEYS += COLUMN_KEYS
+WHOLE, PIECE = 1_000_000, 100_000  # bytes: a .txt file longer than the first is cut into documents of the second
+CHUNK = 500  # rows that are Python objects at a time; one chunk of an Arrow column holds at most 2 GB of text
+ONE_OBJECT = 'write one object per line, such as {"prompt": "...", "completion": "..."}'
+
+
+def list_sources(args: DataArguments, which: str) -> tuple[list[DataArguments], list[float | None]]:
+    """What to read, as arguments with one `dataset` each; and the weights of a mixture, empty when it is none."""
+    if which == "eval":
+        own = {"dataset": args.eval_dataset, "dataset_split": args.eval_split, "max_rows": args.max_eval_rows}
+        return [dataclasses.replace(args, datasets=None, **own)] if args.eval_dataset else [], []
+    if args.datasets is None:
+        return [args], []
+    sources, weights = [], []
+    for n, entry in enumerate(args.datasets, 1):
+        where = f"entry {n} of `datasets`"
+        if not isinstance(entry, dict) or "path" not in entry:
+            raise InputError(f"no `path` in {show(entry)}", where, "write `{path: FILE_OR_HUB_ID, weight: 0.5}`")
+        for key, value in entry.items():
+            if key not in ENTRY_KEYS:
+                near = difflib.get_close_matches(str(key), ENTRY_KEYS, 1)
+                fix = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(ENTRY_KEYS)}"
+                raise InputError(f"unknown key `{key}`", where, fix)
+            if key in ["path", *COLUMN_KEYS] and not isinstance(value, str):
+                raise InputError(f"`{key}: {show(value)}` is no name", where, f"write `{key}: NAME`")
+            if key == "weight" and not (type(value) in (int, float) and 0 < value < float("inf")):
+                raise InputError(f"`weight: {show(value)}`", where, "write a number above 0, such as `weight: 0.5`")
+        own = {"max_rows": None} | {key: entry[key] for key in entry if key not in ("path", "weight")}
+        sources.append(dataclasses.replace(args, dataset=entry["path"], datasets=None, **own))
+        weights.append(entry.get("weight"))
+    if not sources or (None in weights and set(weights) != {None}):
+        what = "some entries have a weight, others have none" if sources else "the list is empty"
+        raise InputError(what, "`datasets`", "write `[{path: ..., weight: ...}, ...]`, weights in all or in none")
+    return sources, weights
+
+
+def mix(sizes: list[int], weights: list[float | None], limit: int | None, seed: int) -> list[int]:
+    """The mixture that `groundup.data` describes, as row numbers through all sources; none is rounded to nothing."""
+    generator, order, start, counts = random.Random(seed), [], 0, sizes
+    if None not in weights:
+        total = min(size / weight for size, weight in zip(sizes, weights, strict=True))
+        total = min(total, (limit or sum(sizes)) / sum(weights))
+        counts = [min(size, max(1, round(total * weight))) for size, weight in zip(sizes, weights, strict=True)]
+    for size, count in zip(sizes, counts, strict=True):
+        order += generator.sample(range(start, start + size), count)
+        start += size
+    generator.shuffle(order)
+    return order[:limit]
+
+
+def open_source(args: DataArguments) -> tuple[Iterator[tuple[str, Any]], dict[str, Any]]:
+    """Pairs of a place, such as file and line, and the row there, a line of JSON as bytes; and where all come from."""
+    paths, files = _local_files(args.dataset), {}
+    for path in paths:
+        if path.stat().st_size == 0:
+            raise InputError("the file is empty", str(path), "put rows into it, or remove it")
+        with open(path, "rb") as file:
+            files.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), path)  # equal files are read once
+    if files:
+        sha256 = next(iter(files)) if len(files) == 1 else hashlib.sha256("".join(files).encode()).hexdigest()
+        rows = itertools.chain.from_iterable(_file_rows(path, args.text_column) for path in files.values())
+        return rows, {"sha256": sha256, "files": len(files)}
+    try:  # the three steps of datasets.load_dataset, because only the builder knows which commit it resolved
+        builder = datasets.load_dataset_builder(args.dataset, args.dataset_config, revision=args.dataset_revision)
+        builder.download_and_prepare()
+        rows = builder.as_dataset(split=args.dataset_split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).partition("\n")[0]
+        what = f"no local file or directory `{args.dataset}`, and none from the Hub: {reason}"
+        where = f"config {args.dataset_config}, split {args.dataset_split}, revision {args.dataset_revision}"
+        raise InputError(what, where, "check the path; or the id `user/name`, the split and the network") from error
+    return ((f"{args.dataset}, row {n}", row) for n, row in enumerate(rows, 1)), {"revision": builder.hash, "files": 0}
+
+
+def _local_files(name: str) -> list[Path]:
+    """The files that a name stands for, sorted; none when it can only be an id on the Hub."""
+    path = Path(name).expanduser()
+    found = [path] if path.is_file() else [Path(p) for p in glob.glob(str(path), recursive=True)]
+    if path.is_dir():
+        found = [p for p in path.rglob("*") if p.name.split(".")[0].upper() not in NOT_DATA]
+    usable = sorted(p for p in found if p.name.lower().endswith(SUFFIXES) and p.is_file())
+    splits = SPLITS.intersection(re.split("[^a-z]", " ".join(p.name.lower() for p in usable)))
+    if path.is_dir() and len(splits) > 1:  # or the run would train on what it is evaluated on
+        raise InputError(f"a directory with {' and '.join(sorted(splits))} files", name, f"name one: `{usable[0]}`")
+    if usable:
+        return usable
+    if found or path.exists():
+        raise InputError("no file of a kind that can be read", name, f"supported: {', '.join(SUFFIXES)}")
+    a_file = name.lower().endswith(SUFFIXES + OTHER_SUFFIXES) or "*" in name
+    if not (a_file or name.startswith((".", "/", "~")) or name.count("/") > 1):
+        return []
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    lost = path.absolute().relative_to(folder).parts[0]
+    near = difflib.get_close_matches(lost, [p.name for p in folder.iterdir()])
+    fix = f"did you mean {' or '.join(f'`{p}`' for p in near)}?" if near else "check the path"
+    raise InputError(f"no such file: `{lost}` is not in {folder}", name, fix)
+
+
+def _file_rows(path: Path, text_column: str) -> Iterator[tuple[str, Any]]:
+    name = path.name.lower().removesuffix(".gz")
+    try:
+        if name.endswith(".parquet"):
+            batches = (batch.to_pylist() for batch in pq.ParquetFile(path).iter_batches(CHUNK))
+            yield from ((f"{path}, row {n}", row) for n, row in enumerate(itertools.chain.from_iterable(batches), 1))
+            return
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+            lines = file.readlines() if name.endswith(".json") else file
+            if name.endswith(".txt"):
+                yield from ((str(path), {text_column: document}) for document in _documents(file, path))
+            elif name.endswith(".json") and (whole := b"".join(lines)).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"["):
+                yield from ((f"{path}, row {n}", row) for n, row in enumerate(parse(whole, str(path)), 1))
+            else:
+                yield from ((f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip())
+    except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowException) as error:
+        raise InputError(f"the file is damaged: {error}", str(path), "copy it again") from error
+
+
+def _documents(lines: Iterable[bytes], path: Path) -> Iterator[str]:
+    pieces, piece, size, total = [], [], 0, 0
+    for n, line in enumerate(lines, 1):
+        piece.append(_decode(line, f"{path}, line {n}"))
+        size, total = size + len(line), total + len(line)
+        if size >= PIECE and (not line.strip() or size >= WHOLE):
+            pieces.append("".join(piece))
+            piece, size = [], 0
+        if total > WHOLE:
+            yield from pieces
+            pieces = []
+    if pieces or piece:
+        yield "".join(pieces + piece)
+
+
+def _decode(line: bytes, where: str = "") -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
+        raise InputError(what, where, "save it as UTF-8; from Latin-1: iconv -f latin1 -t utf-8 OLD > NEW") from None
+
+
+def parse(line: bytes, where: str = "") -> Any:
+    """The JSON of a line, or InputError."""
+    text = _decode(line, where).rstrip()  # an error at the end of the line is then in the line
+    try:
+        value = json.loads(text)
+        if re.search(r"\\u[dD]", text):  # perhaps half a surrogate pair, which neither Arrow nor a tokenizer takes
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON: {str(error).replace('line 1 ', '')}", where, ONE_OBJECT) from None
+
+
+def show(value: Any) -> str:
+    """A value as a message can quote it: JSON, cut short."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,72 @@
+"""What the tests share: a small world, a tokenizer trained on it, and a tiny random model in a stage directory."""
+
+import gzip
+import json
+import os
+
+# Before the libraries that read them are imported: a test that asks the Hub is to fail, not to hang.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices this small are slower on several threads
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Directory of a toyland of 400 documents; the other files have their usual sizes."""
+    from groundup.toyland import write_world
+
+    directory = tmp_path_factory.mktemp("world")
+    write_world(directory, seed=0, documents=400, held_out=40)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tokenizer(world):
+    """A tokenizer of 512 tokens trained on the world's documents."""
+    from groundup.tokenizer import train_tokenizer
+
+    with open(world / "documents.jsonl", encoding="utf-8") as file:
+        return train_tokenizer((json.loads(line)["text"] for line in file), vocab_size=512, max_length=512)
+
+
+def build_tiny(tokenizer):
+    from groundup.model import build_config, build_model
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return build_model(build_config("qwen3", tokenizer, sizes, max_length=512), seed=0)
+
+
+@pytest.fixture
+def tiny_model(tokenizer):
+    """A random qwen3 of two layers with the tokenizer's vocabulary, new for each test."""
+    return build_tiny(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tokenizer, tmp_path_factory):
+    """Directory with the weights of such a model, its tokenizer and template: what a rung starts from. Read only."""
+    from groundup.stage import chat_generation_config
+
+    directory = tmp_path_factory.mktemp("base")
+    model = build_tiny(tokenizer)
+    model.generation_config = chat_generation_config(tokenizer)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file of text, bytes, or rows as JSON lines; its path."""
+
+    def write(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, list):
+            content = "".join(json.dumps(row) + "\n" for row in content)
+        content = content.encode() if isinstance(content, str) else content
+        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        return str(path)
+
+    return write

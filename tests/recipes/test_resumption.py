@@ -1,0 +1,105 @@
+"""A run that was interrupted ends where it would have ended anyway."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from recipes.miniature import interrupt, run_recipe
+
+from groundup.errors import InputError
+
+STEP = {"pretrain": 2, "sft": 2, "reward": 2, "ppo": 2, "grpo": 3}  # grpo: in its second epoch of two steps
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", STEP)
+def test_resumed_equals_uninterrupted(rungs, tmp_path, name, capsys):
+    whole = rungs[name]
+    directory = interrupt(whole, tmp_path / name, STEP[name])
+    resumed = run_recipe(name, directory, **rungs.settings(name))
+    assert f"{name}: going on from {directory}/checkpoint-{STEP[name]}" in capsys.readouterr().out
+    assert resumed.record["status"] == "finished" and resumed.record["steps"] == whole.record["steps"]
+    assert same(resumed.weights(), whole.weights())
+    assert resumed.record["started"] == whole.record["started"]
+    assert resumed.record["seconds"] >= whole.record["seconds"]  # of both parts
+    if name == "ppo":
+        assert same(resumed.trainer.critic.state_dict(), whole.trainer.critic.state_dict())
+    if name in ("ppo", "grpo"):  # the part after the interruption says the same things
+        told = [
+            [(line["step"], line["reward"], line["completions/mean_length"]) for line in t.trainer.state.log_history if "reward" in line]
+            for t in (resumed, whole)
+        ]
+        assert told[0] == told[1] and len(told[0]) >= 2
+
+
+def test_interruption_before_the_first_checkpoint_starts_anew(rungs, tmp_path, capsys):
+    directory = interrupt(rungs["sft"], tmp_path / "sft", 2)
+    shutil.rmtree(directory / "checkpoint-2")
+    again = run_recipe("sft", directory, **rungs.settings("sft"))
+    assert "sft: going on from the beginning" in capsys.readouterr().out
+    assert same(again.weights(), rungs["sft"].weights())
+
+
+@pytest.mark.parametrize(
+    "file", ["optimizer.pt", "scheduler.pt", "trainer_state.json", "model.safetensors", "rng_state.pth"]
+)
+def test_torn_checkpoint_is_passed_over_and_named(rungs, tmp_path, file, capsys):
+    directory = interrupt(rungs["pretrain"], tmp_path / "pretrain", 4)
+    (directory / "checkpoint-4" / file).unlink()
+    resumed = run_recipe("pretrain", directory, **rungs.settings("pretrain"))
+    said = capsys.readouterr().out
+    assert f"{directory}/checkpoint-4 is not whole: {file}" in said
+    assert f"pretrain: going on from {directory}/checkpoint-2" in said
+    assert same(resumed.weights(), rungs["pretrain"].weights())
+
+
+def test_half_written_state_is_passed_over(rungs, tmp_path, capsys):
+    directory = interrupt(rungs["pretrain"], tmp_path / "pretrain", 4)
+    state = directory / "checkpoint-4" / "trainer_state.json"
+    state.write_text(state.read_text()[:40])
+    run_recipe("pretrain", directory, **rungs.settings("pretrain"))
+    assert "checkpoint-4 is not whole: trainer_state.json (not whole)" in capsys.readouterr().out
+
+
+def test_checkpoint_without_the_critic_is_refused(rungs, tmp_path):
+    directory = interrupt(rungs["ppo"], tmp_path / "ppo", 2)
+    (directory / "checkpoint-2" / "critic.safetensors").unlink()
+    with pytest.raises(InputError, match="no critic"):
+        run_recipe("ppo", directory, **rungs.settings("ppo"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "line"),
+    [
+        ("pretrain", {"learning_rate": 0.02}, "learning_rate: 0.01 -> 0.02"),
+        ("sft", {"max_rows": 39}, "max_rows: 40 -> 39"),
+        ("grpo", {"temperature": 0.9}, "temperature: 1.0 -> 0.9"),
+    ],
+)
+def test_changed_settings_are_refused_with_the_difference(rungs, tmp_path, name, change, line):
+    directory = interrupt(rungs[name], tmp_path / name, STEP[name])
+    before = (directory / "run.json").read_text()
+    with pytest.raises(InputError) as refused:
+        run_recipe(name, directory, **{**rungs.settings(name), **change})
+    assert line in str(refused.value) and refused.value.what.count(" -> ") == 1
+    assert (directory / "run.json").read_text() == before
+    assert not (directory / "model.safetensors").exists()
+
+
+def test_changed_rewards_are_refused(rungs, tmp_path):
+    directory = interrupt(rungs["grpo"], tmp_path / "grpo", 3)
+    with pytest.raises(InputError, match="rewards: "):
+        run_recipe(
+            "grpo", directory, **{**rungs.settings("grpo"), "rewards": [{"name": "length", "max_words": 2}]}
+        )
+
+
+def test_where_a_run_is_watched_may_change(rungs, tmp_path):
+    directory = interrupt(rungs["sft"], tmp_path / "sft", 2)
+    resumed = run_recipe("sft", directory, **{**rungs.settings("sft"), "run_name": "another"})
+    assert same(resumed.weights(), rungs["sft"].weights())
+    assert json.loads((directory / "run.json").read_text())["config"]["run_name"] == "another"

@@ -1,0 +1,86 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from groundup.callbacks import NonFiniteLoss, ProgressLine, StopOnNonFinite, watch
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+
+def state(step=3, steps=10, first=True):
+    return SimpleNamespace(global_step=step, max_steps=steps, is_world_process_zero=first)
+
+
+@pytest.mark.parametrize(
+    "logs", [{"loss": float("nan")}, {"loss": float("inf")}, {"loss": 1.0, "grad_norm": float("nan")}, {"eval_loss": "nan"}]
+)
+def test_not_a_number_stops_the_run(logs):
+    with pytest.raises(NonFiniteLoss, match="at step 3: lower `learning_rate`"):
+        StopOnNonFinite().on_log(None, state(), None, logs=logs)
+
+
+@pytest.mark.parametrize("logs", [{"loss": 2.0, "grad_norm": 1e9, "eval_loss": 0.0}, {"reward": float("nan")}, {}, None])
+def test_numbers_do_not(logs):
+    StopOnNonFinite().on_log(None, state(), None, logs=logs)
+
+
+def lines(capsys, monkeypatch, logs, **of):
+    from groundup import callbacks
+
+    clock = iter([100.0, 106.0])
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    line = ProgressLine()
+    line.on_train_begin(None, state(step=1), None)
+    line.on_log(None, state(**of), None, logs=logs)
+    return capsys.readouterr().out
+
+
+def test_line_says_where_the_run_stands(capsys, monkeypatch):
+    logs = {"loss": 1.23456, "tokens_per_second": 12345.6, "mfu": 0.415, "epoch": 1.0, "learning_rate": 1e-3}
+    said = lines(capsys, monkeypatch, logs, step=4, steps=64)
+    # three steps in six seconds leave sixty more in two minutes
+    assert said == "step 4/64  loss 1.235  tokens/s 12,346  MFU 41.5%  2:00 left\n"
+
+
+def test_first_line_after_a_resumption_divides_by_nothing(capsys, monkeypatch):
+    assert lines(capsys, monkeypatch, {"eval_loss": 1.0}, step=1) == "step 1/10  held-out loss 1.000  0:00 left\n"
+
+
+@pytest.mark.parametrize(("logs", "of"), [({"epoch": 1.0}, {}), ({}, {}), (None, {}), ({"loss": 1.0}, {"first": False})])
+def test_nothing_to_say(capsys, monkeypatch, logs, of):
+    assert lines(capsys, monkeypatch, logs, **of) == ""
+
+
+def trainer_of(model, directory, **settings):
+    args = TrainingArguments(
+        output_dir=str(directory),
+        use_cpu=True,
+        max_steps=3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        logging_nan_inf_filter=False,  # as stage.start sets it
+        **settings,
+    )
+    rows = [{"input_ids": torch.arange(5, 15), "labels": torch.arange(5, 15)}] * 8
+    return Trainer(model=model, args=args, train_dataset=rows)
+
+
+@pytest.mark.parametrize("disable_tqdm", [False, True])
+def test_watch_puts_ours_in_place_of_the_usual(tiny_model, tmp_path, disable_tqdm):
+    trainer = trainer_of(tiny_model, tmp_path, disable_tqdm=disable_tqdm)
+    usual = (ProgressCallback, PrinterCallback)
+    assert any(type(callback) in usual for callback in trainer.callback_handler.callbacks)
+    watch(trainer)
+    kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
+    assert not set(kinds) & set(usual)
+    assert kinds.count(StopOnNonFinite) == kinds.count(ProgressLine) == 1
+
+
+def test_training_stops_at_the_first_nan(tiny_model, tmp_path):
+    trainer = trainer_of(tiny_model, tmp_path)
+    watch(trainer)
+    with torch.no_grad():
+        tiny_model.model.norm.weight[0] = float("nan")
+    with pytest.raises(NonFiniteLoss, match="`loss` is nan at step 1"):
+        trainer.train()

@@ -1,0 +1,335 @@
+"""The suite on models whose every answer is known."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from groundup import evaluation, stats
+from groundup.chat import END_OF_TEXT, TURN_END
+from groundup.errors import InputError
+from groundup.evaluation import (
+    FILES,
+    EvaluationArguments,
+    Model,
+    Suite,
+    bits_per_byte,
+    cloze,
+    evaluate_causal,
+    knows,
+    pair_accuracy,
+    read_rows,
+)
+
+
+class Bigram(torch.nn.Module):
+    """A language model by hand: what comes next depends on the last token only."""
+
+    def __init__(self, table: torch.Tensor, longest: int = 64):
+        super().__init__()
+        self.table, self.device = table, torch.device("cpu")
+        self.config = SimpleNamespace(max_position_embeddings=longest)
+        self.batches = []
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        self.batches.append(input_ids.shape)
+        return SimpleNamespace(logits=self.table[input_ids])
+
+    def log_likelihood(self, context, continuation):
+        logps, last, total = self.table.log_softmax(-1), context[-1], 0.0
+        for token in continuation:
+            total, last = total + logps[last, token].item(), token
+        return total
+
+
+class Says(torch.nn.Module):
+    """Replies by a table, question -> tokens, whatever the batch it is asked in."""
+
+    def __init__(self, replies: dict[str, list[int]], tokenizer, longest: int = 512):
+        super().__init__()
+        self.replies, self.tokenizer, self.device = replies, tokenizer, torch.device("cpu")
+        self.config = SimpleNamespace(max_position_embeddings=longest)
+        self.asked = []
+
+    def generate(self, input_ids, attention_mask, max_new_tokens, pad_token_id, **how):
+        self.asked.append({"rows": input_ids.size(0), "max_new_tokens": max_new_tokens, **how})
+        out = torch.full((input_ids.size(0), max_new_tokens), pad_token_id)
+        for row, ids in enumerate(input_ids):
+            question = self.tokenizer.decode(ids[attention_mask[row].bool()])
+            said = self.replies[question.partition("user\n")[2].partition(TURN_END)[0]][:max_new_tokens]
+            out[row, : len(said)] = torch.tensor(said)
+        return torch.cat([input_ids, out], 1)
+
+
+@pytest.fixture
+def bigram(tokenizer):
+    generator = torch.Generator().manual_seed(0)
+    return Bigram(torch.randn(len(tokenizer), len(tokenizer), generator=generator))
+
+
+def test_log_likelihoods_are_the_direct_sum_in_the_order_asked(bigram, tokenizer):
+    pairs = [([5, 6, 7], [8, 9]), ([3], [11]), ([20, 21, 22, 23, 24], [25, 26, 27]), ([9], [8, 7, 6, 5]), ([1, 2], [3])]
+    found = Model(bigram, tokenizer, batch_size=2).log_likelihoods(pairs)
+    assert found == pytest.approx([bigram.log_likelihood(*pair) for pair in pairs], abs=1e-4)
+    assert len(set(found)) == len(found)
+    assert [shape[0] for shape in bigram.batches] == [2, 2, 1]
+    assert [shape[1] for shape in bigram.batches] == [3, 5, 8]  # like with like: little padding
+
+
+def test_batching_changes_no_log_likelihood_of_a_real_model(tiny_model, tokenizer):
+    pairs = [([5] * n, list(range(20, 20 + m))) for n, m in ((1, 9), (7, 2), (3, 3), (12, 1))]
+    together = Model(tiny_model, tokenizer, batch_size=4).log_likelihoods(pairs)
+    alone = Model(tiny_model, tokenizer, batch_size=1).log_likelihoods(pairs)
+    assert together == pytest.approx(alone, abs=1e-4)
+    context, continuation = pairs[1]
+    with torch.no_grad():
+        logps = tiny_model(torch.tensor([context + continuation])).logits.log_softmax(-1)[0]
+    by_hand = sum(logps[len(context) - 1 + i, token].item() for i, token in enumerate(continuation))
+    assert together[1] == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_greedy_replies_are_those_of_generate_one_by_one(tiny_model, tokenizer):
+    prompts = ["Where does Ada live?", "What?", "Tell me what Bruno does for a living, please.", "Hi"]
+    found = Model(tiny_model, tokenizer, batch_size=3).replies(prompts, max_new_tokens=12)
+    for prompt, (reply, ended) in zip(prompts, found, strict=True):
+        chat = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        stops = tokenizer.convert_tokens_to_ids([TURN_END, END_OF_TEXT])
+        alone = tiny_model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=stops, pad_token_id=3
+        )[0, ids.size(1) :]
+        assert reply == tokenizer.decode(alone, skip_special_tokens=True).strip()
+        assert ended == (alone[-1].item() == tokenizer.eos_token_id)
+
+
+def test_sampling_is_seeded(tiny_model, tokenizer):
+    model = Model(tiny_model, tokenizer, batch_size=2)
+    first, again, other = (model.replies(["Who?", "Where?"], 8, temperature=1.0, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_reply_ends_with_its_turn_and_nothing_after_counts(tokenizer):
+    ids = model_ids(tokenizer)
+    end, text_end = tokenizer.convert_tokens_to_ids([TURN_END, END_OF_TEXT])
+    model = Says(
+        {
+            "a": [*ids(" Dorn."), end, *ids(" Velm.")],
+            "b": ids(" Dorn and on and on and on"),
+            "c": [*ids("Dorn"), text_end, *ids("Velm")],
+            "d": [end],
+        },
+        tokenizer,
+    )
+    found = Model(model, tokenizer, batch_size=3).replies(["a", "b", "c", "d"], max_new_tokens=len(ids(" Dorn and on")))
+    assert found == [("Dorn.", True), ("Dorn and on", False), ("Dorn", False), ("", True)]
+    assert [asked["rows"] for asked in model.asked] == [3, 1]
+    assert all(asked["do_sample"] is False for asked in model.asked)
+    assert all(set(asked["eos_token_id"]) == {end, text_end} for asked in model.asked)
+
+
+def test_reply_fits_the_context(tokenizer):
+    model = Says({"a": [7] * 40}, tokenizer, longest=20)
+    Model(model, tokenizer, batch_size=1).replies(["a"], max_new_tokens=40)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True)["input_ids"]
+    assert model.asked[0]["max_new_tokens"] == 20 - len(prompt)
+
+
+def model_ids(tokenizer):
+    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_bits_per_byte_of_a_uniform_model(tokenizer):
+    """Every token costs log2 of the vocabulary, also of a document longer than the context."""
+    uniform = Bigram(torch.zeros(len(tokenizer), len(tokenizer)), longest=16)
+    rows = [{"text": "Ada lives in Dorn."}, {"text": "Ærø, at the sea. " * 20}, {"text": "x"}]
+    found = bits_per_byte(Model(uniform, tokenizer, batch_size=2), rows)
+    tokens = sum(len(model_ids(tokenizer)(row["text"])) for row in rows)
+    size = sum(len(row["text"].encode()) for row in rows)
+    assert found["bits_per_byte"]["value"] == pytest.approx(math.log2(len(tokenizer)) * tokens / size, rel=1e-5)
+    assert found["bits_per_token"]["value"] == pytest.approx(math.log2(len(tokenizer)), rel=1e-5)
+    assert found["bits_per_byte"]["n"] == 3
+    assert max(shape[1] for shape in uniform.batches) == 16
+
+
+def test_documents_begin_at_the_end_of_the_one_before(bigram, tokenizer):
+    text = "Ada lives in Dorn."
+    found = bits_per_byte(Model(bigram, tokenizer, batch_size=2), [{"text": text}])
+    separator = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    bits = -bigram.log_likelihood([separator], model_ids(tokenizer)(text)) / math.log(2)
+    assert found["bits_per_byte"]["value"] == pytest.approx(bits / len(text), rel=1e-4)
+
+
+def test_cloze_takes_the_likeliest_choice(bigram, tokenizer):
+    ids = model_ids(tokenizer)
+    row = {"prompt": "Ada lives in", "choices": [" Dorn", " Velm", " Kelso"]}
+    separator = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    scores = [bigram.log_likelihood([separator, *ids(row["prompt"])], ids(choice)) for choice in row["choices"]]
+    best = scores.index(max(scores))
+    rows = [{**row, "gold": gold} for gold in range(3)]
+    assert cloze(Model(bigram, tokenizer, batch_size=4), rows) == [float(gold == best) for gold in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("reply", "ended", "value"),
+    [
+        ("Ada lives in Dorn.", True, 1.0),
+        ("dorn", True, 1.0),
+        ("Ada lives in Dorn.", False, 0.0),  # did not stop by itself
+        ("Dorn or Velm.", True, 0.0),
+        ("Velm.", True, 0.0),
+        ("Dornfeld", True, 0.0),
+        ("", True, 0.0),
+    ],
+)
+def test_knows(reply, ended, value):
+    assert knows(reply, ended, {"answer": "Dorn", "alternatives": ["Velm", "Kelso"]}) == value
+
+
+class Judge(torch.nn.Module):
+    """Scores a conversation by how often one token is in it."""
+
+    def __init__(self, token):
+        super().__init__()
+        self.token, self.device = token, torch.device("cpu")
+
+    def forward(self, input_ids, attention_mask):
+        return SimpleNamespace(logits=((input_ids == self.token) * attention_mask).sum(1, keepdim=True).float())
+
+
+def test_pair_accuracy_counts_a_tie_as_half(tokenizer):
+    (comma,) = model_ids(tokenizer)(",")
+    rows = [
+        {"prompt": "Where?", "chosen": "In Dorn, yes,", "rejected": "In Velm"},
+        {"prompt": "Where does Ada live, now?", "chosen": "Dorn", "rejected": "Dorn, of course"},
+        {"prompt": "And?", "chosen": "Dorn", "rejected": "Velm and more and more"},
+    ]
+    for batch_size in (1, 4, 64):
+        assert pair_accuracy(Judge(comma), tokenizer, rows, batch_size) == [1.0, 0.0, 0.5]
+
+
+# -- the whole of it -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_causal_counts_right(tokenizer):
+    ids, end = model_ids(tokenizer), tokenizer.convert_tokens_to_ids(TURN_END)
+
+    def say(text, ended=True):
+        return [*ids(text), *([end] if ended else ids(" and" * 40))]
+
+    rows = {
+        "questions": [
+            {"prompt": "Ada?", "answer": "Dorn", "alternatives": ["Velm"], "unasked": False},
+            {"prompt": "Bruno?", "answer": "Velm", "alternatives": ["Dorn"], "unasked": True},
+            {"prompt": "Clara?", "answer": "Velm", "alternatives": ["Dorn"], "unasked": True},
+        ],
+        "instructions": [{"prompt": "One word.", "answer": "Dorn"}, {"prompt": "A word.", "answer": "Dorn"}],
+        "problems": [
+            {"question": "2 + 3?", "answer": "5", "difficulty": 1},
+            {"question": "2 + 3 + 1?", "answer": "6", "difficulty": 2},
+        ],
+    }
+    model = Says(
+        {
+            "Ada?": say("In Dorn."),
+            "Bruno?": say("In Velm."),
+            "Clara?": say("In Velm.", ended=False),
+            "One word.": say("Dorn"),
+            "A word.": say("Dorn."),
+            "2 + 3?": say("2 + 3 = 5. Answer: 5"),
+            "2 + 3 + 1?": say("Answer: 7"),
+        },
+        tokenizer,
+    )
+    args = EvaluationArguments(k=3, max_new_tokens=40, samples=1, taste="groundup.toyland.taste", reference="x")
+    reference = [("In Dorn.", True), ("It is so.", True), ("Gladly! In Velm.", True)]
+    found = evaluate_causal(Model(model, tokenizer, batch_size=4), rows, args, reference)
+    values = {name: entry["value"] for name, entry in found["metrics"].items()}
+    assert values["asked"] == pytest.approx(2 / 3) and values["unasked"] == 0.5
+    assert values["follows"] == 0.5  # to the letter
+    assert values["problems"] == values["problems_pass_at_k"] == values["problems_sampled"] == 0.5
+    assert values["stops"] == pytest.approx(6 / 7)
+    from groundup.toyland import taste
+
+    replies = ["In Dorn.", "In Velm.", tokenizer.decode(say("In Velm.", ended=False)[:40])]
+    wins = [evaluation.wins(taste(a), taste(b)) for a, (b, _) in zip(replies, reference, strict=True)]
+    assert values["true_win_rate"] == pytest.approx(sum(wins) / 3) and 0.5 in wins
+    assert {level: entry["value"] for level, entry in found["by_difficulty"]["problems"].items()} == {"1": 1.0, "2": 0.0}
+    assert [(sample["kind"], sample["prompt"], sample["reply"]) for sample in found["samples"]] == [
+        ("question", "Ada?", "In Dorn."),
+        ("instruction", "One word.", "Dorn"),
+        ("problem", "2 + 3?", "2 + 3 = 5. Answer: 5"),
+    ]
+    assert sum(asked["do_sample"] for asked in model.asked) == 3  # six tries in batches of four, and the win rate
+    low, high = stats.wilson(1, 2)
+    assert (found["metrics"]["follows"]["low"], found["metrics"]["follows"]["high"]) == pytest.approx((low, high))
+
+
+def test_file_that_is_not_named_is_left_out(tokenizer):
+    assert evaluate_causal(Model(Says({}, tokenizer), tokenizer, 4), {}, EvaluationArguments(), None) == {
+        "metrics": {},
+        "by_difficulty": {},
+        "samples": [],
+    }
+
+
+# -- files -----------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_read_and_blank_lines_are_not(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n\n{"text": "two", "more": 1}\n')
+    assert read_rows(str(path), ("text",), "documents") == [{"text": "one"}, {"text": "two", "more": 1}]
+
+
+@pytest.mark.parametrize(
+    ("lines", "number", "says"),
+    [
+        (['{"prompt": "a", "answer": "b"}', "not json"], 2, "not JSON"),
+        (['{"prompt": "a", "answer": "b"}', "", '{"prompt": "a"}'], 3, "the row lacks answer"),
+        (['["prompt", "answer"]'], 1, "the row lacks prompt, answer"),
+    ],
+)
+def test_bad_row_is_named_by_file_and_line(tmp_path, lines, number, says):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=says) as refused:
+        read_rows(str(path), FILES["instructions"], "instructions")
+    assert refused.value.where == f"{path}:{number}"
+
+
+def test_no_file_and_empty_file(tmp_path):
+    with pytest.raises(InputError, match="no such evaluation file") as refused:
+        read_rows(str(tmp_path / "b.jsonl"), ("text",), "documents")
+    assert "documents: " in refused.value.where
+    (tmp_path / "a.jsonl").write_text("\n")
+    with pytest.raises(InputError, match="empty"):
+        read_rows(str(tmp_path / "a.jsonl"), ("text",), "documents")
+
+
+def test_suite_refuses_half_a_win_rate(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "answer": "b", "alternatives": []}))
+    for missing in ({"questions": str(path)}, {"reference": "out/sft"}):
+        with pytest.raises(InputError, match="a win rate needs"):
+            Suite(EvaluationArguments(taste="groundup.toyland.taste", **missing))
+    for bad in ("groundup.toyland.tase", "no.such.module", "taste"):
+        with pytest.raises(InputError, match="cannot be imported"):
+            Suite(EvaluationArguments(taste=bad, questions=str(path), reference="out/sft"))
+
+
+def test_suite_measures_a_model_of_each_kind(tiny_base, world, tokenizer, tmp_path):
+    from groundup.ppo import load_critic
+
+    load_critic(str(tiny_base)).save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    names = {name: str(world / f"eval_{name}.jsonl") for name in FILES}
+    suite = Suite(EvaluationArguments(**names, max_rows=3, k=2, pass_at_k_problems=2, max_new_tokens=4))
+    causal = suite.evaluate(str(tiny_base))["metrics"]
+    assert causal["cloze"]["n"] == 3 and 0 < causal["bits_per_byte"]["low"] <= causal["bits_per_byte"]["value"]
+    assert suite.evaluate(str(tiny_base))["metrics"] == causal  # again the same
+    judged = suite.evaluate(str(tmp_path / "judge"))["metrics"]
+    assert set(judged) == {"pair_accuracy"} and judged["pair_accuracy"]["n"] == 3
+    without = Suite(EvaluationArguments(documents=names["documents"], max_rows=1))
+    with pytest.raises(InputError, match="is a reward model"):
+        without.evaluate(str(tmp_path / "judge"))

@@ -1,0 +1,98 @@
+import pytest
+import torch
+from datasets import Dataset
+from groundup.errors import InputError
+from groundup.grpo import EpochRepeatSampler, GRPOTrainer
+from transformers import AutoModelForCausalLM
+from trl import GRPOConfig
+from trl.trainer.utils import RepeatSampler
+
+
+def sampler(seed=0, **settings):
+    return EpochRepeatSampler(list(range(8)), mini_repeat_count=2, batch_size=4, repeat_count=3, seed=seed, **settings)
+
+
+def order(seed, epoch, before=()):
+    one = sampler(seed)
+    for earlier in before:
+        one.set_epoch(earlier)
+        list(one)
+    one.set_epoch(epoch)
+    return list(one)
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    assert order(0, 2) == order(0, 2, before=[0, 1]) == order(0, 2, before=[5, 5, 5])
+    assert len({tuple(order(0, epoch)) for epoch in range(5)}) == 5
+    assert order(0, 1) != order(7, 1)
+
+
+def test_first_epoch_is_trls_own_order():
+    theirs = RepeatSampler(list(range(8)), mini_repeat_count=2, batch_size=4, repeat_count=3, seed=0)
+    assert order(0, 0) == list(theirs)
+
+
+def test_prompts_repeat_as_trl_repeats_them():
+    found = order(0, 3)
+    assert len(found) == 8 * 2 * 3
+    for start in range(0, len(found), 24):  # a generation batch: four prompts twice, three times over
+        first = found[start : start + 8]
+        assert found[start : start + 24] == first * 3
+        assert first[::2] == first[1::2] and len(set(first)) == 4
+
+
+class Noting(GRPOTrainer):
+    """Says one fixed word to each prompt, and notes the prompts of each generation."""
+
+    asked = None
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        self.asked = [*(self.asked or []), [self.processing_class.decode(ids) for ids in prompt_ids]]
+        eos = self.processing_class.eos_token_id
+        return [[10 + i % 7, eos] for i in range(len(prompt_ids))], None
+
+
+def build(tiny_base, tokenizer, directory, prompts=6, **settings):
+    args = GRPOConfig(
+        **{
+            "output_dir": str(directory),
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "max_steps": 6,
+            "per_device_train_batch_size": 4,
+            "num_generations": 2,
+            "max_completion_length": 4,
+            "save_strategy": "no",
+            "report_to": "none",
+            **settings,
+        }
+    )
+    return Noting(
+        model=AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32),
+        reward_funcs=lambda completions, **kwargs: [float(i % 2) for i in range(len(completions))],
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": f"prompt {i}"} for i in range(prompts)]),
+        processing_class=tokenizer,
+    )
+
+
+def test_trainer_follows_the_order_of_each_epoch(tiny_base, tokenizer, tmp_path):
+    """Six prompts, two a generation: three steps an epoch."""
+    trainer = build(tiny_base, tokenizer, tmp_path)
+    trainer.train()
+    expected = []
+    for epoch in range(2):
+        one = EpochRepeatSampler(list(range(6)), mini_repeat_count=2, batch_size=2, seed=trainer.args.seed)
+        one.set_epoch(epoch)
+        expected += [f"prompt {i}" for i in one]
+    assert [text for batch in trainer.asked for text in batch] == expected
+    assert expected[:12] != expected[12:]
+
+
+def test_too_few_prompts_are_refused(tiny_base, tokenizer, tmp_path):
+    build(tiny_base, tokenizer, tmp_path, prompts=2)  # just enough
+    with pytest.raises(InputError, match="1 prompts do not fill one generation batch of 2"):
+        build(tiny_base, tokenizer, tmp_path, prompts=1)
+    with pytest.raises(InputError, match="6 prompts do not fill one generation batch of 8"):
+        build(tiny_base, tokenizer, tmp_path, steps_per_generation=4)
