@@ -35,9 +35,16 @@ def climb(folder, *command):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         environment.pop(name, None)
-    return subprocess.run(
-        [str(part) for part in command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+    command = [str(part) for part in command]
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            said, complained = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # the launcher ends its processes; killed, it would leave them behind
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, said, complained)
 
 
 def launch(folder, name, *options, config="cpu.yaml", launcher=None):
@@ -124,14 +131,6 @@ def test_report_shows_every_rung(folder, evaluated):
     assert not re.search(r"""(src|href)=["']https?://""", page)  # a page that can be sent as it is
 
 
-def test_finished_rung_is_not_run_again(folder, ladder):
-    before = (folder / "out" / "nano" / "sft" / "run.json").read_bytes()
-    again = launch(folder, "sft", "--learning_rate", "0.5")
-    assert again.returncode == 0
-    assert "sft: finished already, out/nano/sft" in again.stdout
-    assert (folder / "out" / "nano" / "sft" / "run.json").read_bytes() == before
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_two_processes(folder, ladder, name):
     done = launch(folder, name, "--output_dir", f"out/two/{name}", "--save_steps", "1", config="cpu_2proc.yaml")
@@ -143,8 +142,6 @@ def test_two_processes(folder, ladder, name):
     newest = directory / "checkpoint-2"
     assert {path.name for path in newest.glob("rng_state*.pth")} == {"rng_state_0.pth", "rng_state_1.pth"}
     assert done.stdout.count(f"{name}: done in") == 1 and done.stdout.count("step 2/2  ") >= 1
-    lines = json.loads((directory / "trainer_state.json").read_text())["log_history"]
-    assert all(line["grad_norm"] > 0 for line in lines if "grad_norm" in line)
     if name == "pretrain":
         assert entry["tokens"] == 2 * record.read(folder / "out" / "nano" / name)["tokens"]
 

@@ -6,13 +6,12 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
-
 from groundup import objectives
 from groundup.chat import TURN_END
 from groundup.errors import InputError
 from groundup.grpo import EpochRepeatSampler
 from groundup.ppo import Critic, PPOConfig, PPOTrainer, load_critic
+from transformers import AutoModelForCausalLM
 
 # What groundup.ppo and groundup.grpo override, call or copy, as it stands in the TRL that pyproject.toml pins.
 SIGNATURES = {
@@ -225,9 +224,7 @@ def test_kl_to_the_reference_is_taken_off_the_reward(trained, tiny_base):
 
 
 def test_completion_that_does_not_end_its_turn_pays(tiny_base, tokenizer, tmp_path):
-    trainer = build(
-        tiny_base, tokenizer, tmp_path, nothing_rewarded, kl_coef=0.0, lam=1.0, missing_eos_penalty=3.0, max_steps=1
-    )
+    trainer = build(tiny_base, tokenizer, tmp_path, nothing_rewarded, kl_coef=0.0, lam=1.0, missing_eos_penalty=3.0, max_steps=1)
     trainer.train()
     (batch,) = trainer.rollouts
     mask = batch["completion_mask"].bool()
@@ -301,7 +298,9 @@ def test_accumulation_divides_both_losses(tiny_base, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(("steps_per_generation", "iterations"), [(1, 1), (2, 1), (2, 2)])
-def test_each_model_sees_each_completion_as_often_as_it_must(tiny_base, tokenizer, judge, tmp_path, steps_per_generation, iterations):
+def test_each_model_sees_each_completion_as_often_as_it_must(
+    tiny_base, tokenizer, judge, tmp_path, steps_per_generation, iterations
+):
     trainer = build(
         tiny_base,
         tokenizer,

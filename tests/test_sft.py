@@ -4,10 +4,9 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
-
 from groundup.chat import TURN_END
 from groundup.sft import SFTTrainer
+from transformers import AutoModelForCausalLM
 
 CONVERSATIONS = [
     [
@@ -56,9 +55,7 @@ def test_learns_what_the_assistant_says_and_its_end_of_turn(tiny_base, tokenizer
             elif spans[-1]:
                 spans.append([])
         said.append([tokenizer.decode(span) for span in spans if span])
-    assert said == [
-        [turn["content"] + TURN_END for turn in messages if turn["role"] == "assistant"] for messages in CONVERSATIONS
-    ]
+    assert said == [[turn["content"] + TURN_END for turn in messages if turn["role"] == "assistant"] for messages in CONVERSATIONS]
     kept = batch["labels"] != -100
     assert torch.equal(batch["labels"][kept], batch["input_ids"][kept])
 

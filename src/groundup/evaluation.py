@@ -74,7 +74,7 @@ class Model:
         self.longest = model.config.max_position_embeddings
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     @torch.inference_mode()
     def log_likelihoods(self, pairs: list[tuple[list[int], list[int]]]) -> list[float]:
@@ -138,8 +138,7 @@ def bits_per_byte(model: Model, rows: list[dict]) -> dict[str, dict]:
     per_byte = [size for size, _ in sizes]
     result = {}
     for name, units in (("bits_per_byte", per_byte), ("bits_per_token", tokens)):
-        ratios = [b / u for b, u in zip(bits, units, strict=True)]
-        low, high = stats.bootstrap(ratios, weights=units)
+        low, high = stats.bootstrap(bits, weights=units)
         result[name] = {"value": sum(bits) / sum(units), "low": low, "high": high, "n": len(rows)}
     return result
 

@@ -78,7 +78,7 @@ def bytes_per_token(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) ->
     size = tokens = 0
     for text in texts:
         size += len(text.encode())
-        tokens += len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        tokens += len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     return size / max(tokens, 1), size, tokens
 
 

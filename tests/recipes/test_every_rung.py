@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from recipes.miniature import run_recipe
+from groundup import record
 from safetensors.torch import load_file
 
-from groundup import record
+from recipes.miniature import run_recipe
 
 TRAINED = ("pretrain", "sft", "reward", "ppo", "grpo")
 PARENT = {"sft": "pretrain", "reward": "sft", "ppo": "sft", "grpo": "sft"}
@@ -51,12 +51,11 @@ def start_of(rungs, name):
         return load_file(rungs.root / "random" / "model.safetensors")
     weights = rungs[PARENT[name]].weights()
     if name == "reward":
+        from groundup.model import load_reward_model
         from trl import ModelConfig
 
-        from groundup.model import load_reward_model
-
         arguments = ModelConfig(model_name_or_path=str(rungs["sft"].directory))
-        weights = {key: value for key, value in load_reward_model(arguments, seed=0).state_dict().items()}
+        weights = dict(load_reward_model(arguments, seed=0).state_dict().items())
     return weights
 
 
@@ -122,9 +121,7 @@ def sha256(path):
 def strangers(rungs):
     """What a process of its own makes of the directories: logits, and what `pipeline` says."""
     directories = {name: str(rungs[name].directory) for name in TRAINED} | {"random": str(rungs.root / "random")}
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, *directories.values()], capture_output=True, text=True, timeout=240
-    )
+    done = subprocess.run([sys.executable, "-c", STRANGER, *directories.values()], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.partition("RESULT")[2])
     return {name: found[directory] for name, directory in directories.items()}

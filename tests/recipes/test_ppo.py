@@ -2,7 +2,6 @@ import torch
 from safetensors.torch import load_file
 
 
-
 def test_critic_is_trained_and_is_not_the_reward_model(rungs):
     trained = rungs["ppo"]
     reward = rungs["reward"].weights()

@@ -1,6 +1,7 @@
 import torch
-from recipes.miniature import run_recipe
 from safetensors.torch import load_file
+
+from recipes.miniature import run_recipe
 
 
 def test_llama_trains_whole(rungs, tmp_path):

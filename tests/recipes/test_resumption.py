@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from recipes.miniature import interrupt, run_recipe
-
 from groundup.errors import InputError
+
+from recipes.miniature import interrupt, run_recipe
 
 STEP = {"pretrain": 2, "sft": 2, "reward": 2, "ppo": 2, "grpo": 3}  # grpo: in its second epoch of two steps
 
@@ -30,7 +30,11 @@ def test_resumed_equals_uninterrupted(rungs, tmp_path, name, capsys):
         assert same(resumed.trainer.critic.state_dict(), whole.trainer.critic.state_dict())
     if name in ("ppo", "grpo"):  # the part after the interruption says the same things
         told = [
-            [(line["step"], line["reward"], line["completions/mean_length"]) for line in t.trainer.state.log_history if "reward" in line]
+            [
+                (line["step"], line["reward"], line["completions/mean_length"])
+                for line in t.trainer.state.log_history
+                if "reward" in line
+            ]
             for t in (resumed, whole)
         ]
         assert told[0] == told[1] and len(told[0]) >= 2
@@ -44,9 +48,7 @@ def test_interruption_before_the_first_checkpoint_starts_anew(rungs, tmp_path, c
     assert same(again.weights(), rungs["sft"].weights())
 
 
-@pytest.mark.parametrize(
-    "file", ["optimizer.pt", "scheduler.pt", "trainer_state.json", "model.safetensors", "rng_state.pth"]
-)
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "trainer_state.json", "model.safetensors", "rng_state.pth"])
 def test_torn_checkpoint_is_passed_over_and_named(rungs, tmp_path, file, capsys):
     directory = interrupt(rungs["pretrain"], tmp_path / "pretrain", 4)
     (directory / "checkpoint-4" / file).unlink()
@@ -93,9 +95,7 @@ def test_changed_settings_are_refused_with_the_difference(rungs, tmp_path, name,
 def test_changed_rewards_are_refused(rungs, tmp_path):
     directory = interrupt(rungs["grpo"], tmp_path / "grpo", 3)
     with pytest.raises(InputError, match="rewards: "):
-        run_recipe(
-            "grpo", directory, **{**rungs.settings("grpo"), "rewards": [{"name": "length", "max_words": 2}]}
-        )
+        run_recipe("grpo", directory, **{**rungs.settings("grpo"), "rewards": [{"name": "length", "max_words": 2}]})
 
 
 def test_where_a_run_is_watched_may_change(rungs, tmp_path):

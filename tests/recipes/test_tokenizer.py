@@ -1,9 +1,9 @@
 import pytest
-from recipes.miniature import run_recipe
-from transformers import AutoTokenizer
-
 from groundup.errors import InputError
 from groundup.tokenizer import check_tokenizer
+from transformers import AutoTokenizer
+
+from recipes.miniature import run_recipe
 
 
 def test_is_what_later_rungs_need(rungs):

@@ -1,0 +1,39 @@
+"""Several ladders side by side, one column a seed: python benchmarks/ladder_table.py FOLDER SEED ..."""
+
+import json
+import sys
+from pathlib import Path
+
+from groundup import record
+from groundup.scoreboard import metric, order_metrics, show_metric
+
+
+def main(folder: str, *seeds: str) -> None:
+    work = {seed: Path(folder, seed) for seed in seeds}
+    reports = {seed: json.loads((path / "out/nano/report.json").read_text()) for seed, path in work.items()}
+    costs = {seed: json.loads((path / "cost.json").read_text()) for seed, path in work.items()}
+    machine, versions = record.hardware(), record.versions()
+    print(f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB. Versions: ", end="")
+    print(", ".join(f"{name} {version}" for name, version in versions.items() if version))
+    print(f"\nCommand: `bash benchmarks/ladder_seeds.sh {folder} {' '.join(seeds)}`\n")
+    print("| rung | measure | " + " | ".join(f"seed {seed}" for seed in seeds) + " |")
+    print("|---|---|" + "---|" * len(seeds))
+    rungs = [rung["rung"] for rung in reports[seeds[0]]["rungs"]]
+    for name in rungs:
+        here = {seed: next(rung for rung in reports[seed]["rungs"] if rung["rung"] == name) for seed in seeds}
+        for measure in order_metrics(here[seeds[0]]["metrics"]):
+            cells = [show_metric(measure, here[seed]["metrics"][measure]) for seed in seeds]
+            print(f"| {name} | {metric(measure).label} | " + " | ".join(cells) + " |")
+        if name != "random":
+            print(f"| {name} | training, s | " + " | ".join(f"{here[seed]['seconds']:.0f}" for seed in seeds) + " |")
+    print("| all | wall time, s | " + " | ".join(f"{costs[seed]['seconds']:.0f}" for seed in seeds) + " |")
+    print("| all | memory of the largest process, GB | " + " | ".join(f"{costs[seed]['peak_gb']:.2f}" for seed in seeds) + " |")
+    values = {
+        seed: {rung["rung"]: {key: m["value"] for key, m in rung["metrics"].items()} for rung in reports[seed]["rungs"]}
+        for seed in seeds
+    }
+    print("\n" + json.dumps({"seeds": values, "cost": costs}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
