@@ -117,7 +117,7 @@ class Model:
             for i, tokens in zip(batch, produced, strict=True):
                 length = next((n for n, token in enumerate(tokens) if token in stops), len(tokens))
                 ended = length < len(tokens) and tokens[length] in (turn_end, self.tokenizer.eos_token_id)
-                results[i] = (self.tokenizer.decode(tokens[:length], skip_special_tokens=True).strip(), ended)
+                results[i] = (self.tokenizer.decode(tokens[:length]).strip(), ended)  # special tokens too: soup is to be seen
         return results
 
 

@@ -1,0 +1,96 @@
+"""A sentence, path or command of README that nothing touches will rot: these read it and check."""
+
+import ast
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from groundup.configs import DataArguments, parse
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+LAUNCHES = re.findall(r"^accelerate launch .*$", README, flags=re.MULTILINE)
+
+
+def recipe_types(path: Path) -> list[type]:
+    """The argument classes that a recipe hands to `run`."""
+    call = next(
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "run"
+    )
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return [getattr(module, name.id) for name in call.args[1:]]
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
+def test_links_lead_somewhere(target):
+    assert target.startswith("http") or (ROOT / target).exists()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"`((?:recipes|src|tests|benchmarks|accelerate_configs)/[\w./-]*)`", README)))
+)
+def test_paths_exist(path):
+    assert (ROOT / path).exists()
+
+
+def test_make_targets_exist():
+    named = set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE))
+    made = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {"demo", "test"} <= named <= made
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_launch_commands_parse(launch, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(launch)
+    config, recipe = words[words.index("--config_file") + 1], next(w for w in words if w.endswith(".py"))
+    assert yaml.safe_load(Path(config).read_text())["num_processes"] >= 1
+    assert parse(recipe_types(ROOT / recipe), words[words.index(recipe) + 1 :])
+
+
+def test_there_are_launch_commands():
+    assert len(LAUNCHES) >= 3
+
+
+def test_yaml_examples_are_read():
+    known = set(DataArguments.__dataclass_fields__) | {"path", "weight"}
+    examples = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
+    assert len(examples) >= 2
+    for example in examples:
+        keys = set(example) | {key for source in example.get("datasets", []) for key in source}
+        assert keys <= known
+
+
+def test_tree_names_every_module_on_its_floor():
+    tree = next(text for kind, text in BLOCKS if not kind and "src/groundup/" in text)
+    listed = {name for line in re.findall(r"^  \d .*$", tree, flags=re.MULTILINE) for name in line[21:].split()}
+    assert listed == {path.stem for path in (ROOT / "src/groundup").glob("*.py")} - {"__init__"}
+
+
+def test_folders_of_the_tree_exist():
+    tree = next(text for kind, text in BLOCKS if not kind and "src/groundup/" in text)
+    for folder in re.findall(r"^(\w+/?\w*/)\s", tree, flags=re.MULTILINE):
+        assert (ROOT / folder).is_dir()
+
+
+def test_options_named_in_prose_exist():
+    from trl import SFTConfig
+
+    fields = set(SFTConfig.__dataclass_fields__) | {"config_file", "cpu", "num_processes"}
+    assert {option.replace("-", "_") for option in re.findall(r"`[^`\n]*?--(\w[\w-]*)", README)} <= fields
+
+
+def test_snippet_runs(tiny_base, capsys):
+    snippet = next(text for kind, text in BLOCKS if kind == "python").replace("out/nano/grpo", str(tiny_base))
+    names: dict = {}
+    exec(compile(snippet, "README", "exec"), names)
+    assert names["chat"].task == "text-generation"
+    assert capsys.readouterr().out.endswith("\n")
