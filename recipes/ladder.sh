@@ -11,6 +11,7 @@ scale=${1:-nano}
 seed=${SEED:-0}
 recipes=$(cd "$(dirname "$0")" && pwd)
 config=${ACCELERATE_CONFIG:-$recipes/../accelerate_configs/cpu.yaml}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(getconf _NPROCESSORS_ONLN)} # accelerate takes as many, and warns that it does
 mkdir -p "${WORK:-$recipes/..}" && cd "${WORK:-$recipes/..}" # the paths in the YAML files start here
 
 rung() { # rung NAME [OPTION ...]: one accelerate launch

@@ -1,7 +1,6 @@
 """What counts as a final answer, and which two are the same."""
 
 import pytest
-
 from groundup.answers import ends_in_one_answer, extract, last_number, normalise, same, states
 
 

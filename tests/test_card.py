@@ -2,7 +2,6 @@ import json
 
 import pytest
 import yaml
-
 from groundup import record
 from groundup.card import non_defaults, write_card
 
@@ -125,9 +124,7 @@ def make_model(directory, kind):
     words = ["<|pad|>", "<|end|>", "<unk>", "Hello", "!", "I", "do", "not", "know", ".", "user", "assistant", ":"]
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>", unk_token="<unk>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>", unk_token="<unk>")
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(words), pad_token_id=0, eos_token_id=1, num_labels=1, **sizes)

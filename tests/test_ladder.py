@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from groundup import record
 
@@ -32,7 +34,7 @@ OPTIONS = {
 
 def climb(folder, *command):
     """Run a command in `folder`, as a user would from a terminal."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONFAULTHANDLER": "1"}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         environment.pop(name, None)
     command = [str(part) for part in command]
@@ -42,8 +44,12 @@ def climb(folder, *command):
         try:
             said, complained = process.communicate(timeout=240)
         except subprocess.TimeoutExpired:
-            process.terminate()  # the launcher ends its processes; killed, it would leave them behind
-            raise
+            # Each process says where it stands and ends; the launcher, killed, would leave them behind.
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.send_signal(signal.SIGABRT)
+            process.terminate()
+            said, complained = process.communicate()
+            pytest.fail(f"still running after four minutes: {' '.join(command)}\n{said[-2000:]}\n{complained[-8000:]}")
     return subprocess.CompletedProcess(command, process.returncode, said, complained)
 
 

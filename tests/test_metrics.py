@@ -4,7 +4,6 @@ import math
 
 import evaluate
 import pytest
-
 from groundup.metrics import BitsPerByte, ExactAnswer, Share
 from groundup.stats import wilson
 

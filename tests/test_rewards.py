@@ -5,7 +5,6 @@ import doctest
 import sys
 
 import pytest
-
 from groundup import rewards
 from groundup.errors import InputError
 from groundup.rewards import REWARDS, answer_format, build_rewards, correct_answer, guard, length, repetition, text_of

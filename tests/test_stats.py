@@ -3,7 +3,6 @@
 import random
 
 import pytest
-
 from groundup.stats import bootstrap, difference, estimate, pass_at_k, wilson
 
 

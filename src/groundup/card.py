@@ -59,7 +59,10 @@ def write_card(directory: str | Path, record: dict) -> Path:
     sections.append("Lineage, newest first:\n\n" + _table(("Rung", "Path", "Weights", "Tokenizer", "Tokens"), rows))
     if data:
         pins = [_short(item.get("sha256") or item.get("revision")) for item in data]
-        rows = [(i.get("name"), pin, _count(i.get("rows")), sum((i.get("dropped") or {}).values())) for i, pin in zip(data, pins, strict=True)]
+        rows = [
+            (i.get("name"), pin, _count(i.get("rows")), sum((i.get("dropped") or {}).values()))
+            for i, pin in zip(data, pins, strict=True)
+        ]
         sections.append("Data:\n\n" + _table(("Name", "sha256 or revision", "Rows", "Dropped"), rows))
     told = [(key, as_yaml(value)) for key, value in non_defaults(record.get("config") or {}, rung).items()]
     if told:

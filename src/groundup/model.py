@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 from trl import ModelConfig, get_quantization_config
 
 HEAD_DIM = 64
@@ -197,8 +198,11 @@ def load_reward_model(args: ModelConfig, seed: int) -> PreTrainedModel:
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     dtype = torch.float32 if args.dtype in (None, "auto") else args.dtype
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the head is meant to be new
     model = AutoModelForSequenceClassification.from_pretrained(
         args.model_name_or_path, num_labels=1, dtype=dtype, **loading_arguments(args)
     )
+    logging.set_verbosity(verbosity)
     torch.random.set_rng_state(state)
     return model
