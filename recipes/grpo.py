@@ -4,8 +4,8 @@ accelerate launch recipes/grpo.py --config recipes/nano/grpo.yaml
 """
 
 from groundup.callbacks import watch
-from groundup.configs import DataArguments, RewardArguments, run
-from groundup.data import load_problems
+from groundup.configs import DataArguments, RehearsalArguments, RewardArguments, run
+from groundup.data import add_rehearsal, load_problems, load_prompts
 from groundup.grpo import GRPOTrainer
 from groundup.model import check_model_path, load_causal_model
 from groundup.rewards import build_rewards
@@ -15,16 +15,25 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig, ModelConfig, get_peft_config
 
 
-def main(data_args: DataArguments, reward_args: RewardArguments, training_args: GRPOConfig, model_args: ModelConfig):
+def main(
+    data_args: DataArguments,
+    rehearsal_args: RehearsalArguments,
+    reward_args: RewardArguments,
+    training_args: GRPOConfig,
+    model_args: ModelConfig,
+):
     # 1. Arguments
     parent = model_args.model_name_or_path
     check_model_path(parent)
-    stage = start("grpo", training_args, model_args, reward_args, data_args, parent=parent)
+    stage = start("grpo", training_args, model_args, reward_args, rehearsal_args, data_args, parent=parent)
 
     # 2. Tokenizer and data
     tokenizer = AutoTokenizer.from_pretrained(parent)
     check_tokenizer(tokenizer, parent)
     problems = load_problems(data_args, seed=training_args.seed)
+    if rehearsal_args.rehearsal_dataset:
+        prompts = load_prompts(DataArguments(dataset=rehearsal_args.rehearsal_dataset), seed=training_args.seed)
+        problems = add_rehearsal(problems, prompts, rehearsal_args.rehearsal_share, seed=training_args.seed)
     stage.uses(problems.provenance)
 
     # 3. Model
@@ -50,4 +59,4 @@ def main(data_args: DataArguments, reward_args: RewardArguments, training_args: 
 
 
 if __name__ == "__main__":
-    run(main, DataArguments, RewardArguments, GRPOConfig, ModelConfig)
+    run(main, DataArguments, RehearsalArguments, RewardArguments, GRPOConfig, ModelConfig)

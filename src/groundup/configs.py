@@ -115,6 +115,19 @@ class RewardArguments:
             raise InputError("nothing is rewarded", "rewards", "write `rewards: [{name: correct_answer, weight: 1.0}]`")
 
 
+@dataclass
+class RehearsalArguments:
+    """Prompts of another kind among the problems of GRPO. They have no answer and earn nothing; with `beta` above 0 the KL term
+    holds the model's replies to them where they were, so that what it learned before is not the price of what it learns now."""
+
+    rehearsal_dataset: str | None = field(default=None, metadata={"help": "Prompts to rehearse, in the form ppo.py takes."})
+    rehearsal_share: float = field(default=0.25, metadata={"help": "Their share of all prompts."})
+
+    def __post_init__(self):
+        if not 0 < self.rehearsal_share < 1:
+            raise InputError(f"`rehearsal_share: {self.rehearsal_share}` is no share", fix="write a number between 0 and 1")
+
+
 def dataclass_fields(types: Iterable[type]) -> dict[str, Any]:
     """Field name -> its type, for all of `types`."""
     return {f.name: hints[f.name] for kind in types for hints in [get_type_hints(kind)] for f in fields(kind) if f.init}

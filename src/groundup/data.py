@@ -127,6 +127,15 @@ def load_problems(args: DataArguments, which: str = "train", seed: int = 0) -> L
     return _load(args, which, seed, "problem", schemas, convert, {"prompt": CHAT, "answer": pa.string()})
 
 
+def add_rehearsal(problems: Loaded, prompts: Loaded, share: float, seed: int = 0) -> Loaded:
+    """Problems and, as `share` of the result, prompts whose `answer` is None: a verifier has nothing to say of them."""
+    count = min(len(prompts.rows), round(len(problems.rows) * share / (1 - share)))
+    chosen = prompts.rows.shuffle(seed=seed).select(range(count)).select_columns(["prompt"])
+    chosen = chosen.add_column("answer", [None] * count, feature=datasets.Value("string"))
+    used = [{**entry, "used": count} for entry in prompts.provenance]
+    return Loaded(datasets.concatenate_datasets([problems.rows, chosen]), problems.provenance + used)
+
+
 def _load(args, which: str, seed: int, noun: str, schemas: list, convert: Callable, columns: dict) -> Loaded | None:
     sources, weights = list_sources(args, which)
     if not sources:
