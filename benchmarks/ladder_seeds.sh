@@ -7,6 +7,7 @@
 # Prints Markdown, and one JSON line last.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
+[ ! -d "$root/.venv/bin" ] || export PATH="$root/.venv/bin:$PATH"
 [ "${1:-}" != --quick ] || set -- out/seeds 0
 folder=${1:-out/seeds}
 shift || true

@@ -10,6 +10,7 @@ set -euo pipefail
 scale=${1:-nano}
 seed=${SEED:-0}
 recipes=$(cd "$(dirname "$0")" && pwd)
+[ ! -d "$recipes/../.venv/bin" ] || export PATH="$recipes/../.venv/bin:$PATH" # what `make setup` made
 config=${ACCELERATE_CONFIG:-$recipes/../accelerate_configs/cpu.yaml}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(getconf _NPROCESSORS_ONLN)} # accelerate takes as many, and warns that it does
 mkdir -p "${WORK:-$recipes/..}" && cd "${WORK:-$recipes/..}" # the paths in the YAML files start here

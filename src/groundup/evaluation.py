@@ -117,7 +117,8 @@ class Model:
             for i, tokens in zip(batch, produced, strict=True):
                 length = next((n for n, token in enumerate(tokens) if token in stops), len(tokens))
                 ended = length < len(tokens) and tokens[length] in (turn_end, self.tokenizer.eos_token_id)
-                results[i] = (self.tokenizer.decode(tokens[:length]).strip(), ended)  # special tokens too: soup is to be seen
+                text = self.tokenizer.decode(tokens[:length])  # special tokens too, and blanks if that is all: soup is to be seen
+                results[i] = (text.strip() or text.replace("\n", "⏎"), ended)
         return results
 
 
