@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 from groundup.configs import DataArguments
-from groundup.data import load_conversations, load_documents, load_preferences, load_problems, load_prompts
+from groundup.data import (
+    add_rehearsal,
+    load_conversations,
+    load_documents,
+    load_preferences,
+    load_problems,
+    load_prompts,
+)
 from groundup.errors import InputError
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
@@ -409,3 +416,21 @@ def test_real_data_loads_with_column_settings_only(load, name, settings, kept):
     loaded = load(DataArguments(dataset=str(SHARED / name), **settings))
     assert len(loaded.rows) == kept
     assert all(value for value in loaded.rows[0].values())
+
+
+def test_rehearsed_prompts_have_no_answer_and_their_share(write):
+    problems = load_problems(DataArguments(dataset=write("p.jsonl", [{"question": f"{n}?", "answer": "1"} for n in range(30)])))
+    prompts = load_prompts(DataArguments(dataset=write("c.jsonl", [{"prompt": f"Hello {n}"} for n in range(40)])))
+    mixed = add_rehearsal(problems, prompts, share=0.25, seed=0)
+    assert len(mixed.rows) == 40
+    rehearsed = [row for row in mixed.rows if row["answer"] is None]
+    assert len(rehearsed) == 10
+    assert all(row["prompt"][-1]["content"].startswith("Hello") for row in rehearsed)
+    assert [entry["used"] for entry in mixed.provenance] == [30, 10]
+    assert mixed.rows["prompt"] == add_rehearsal(problems, prompts, share=0.25, seed=0).rows["prompt"]
+
+
+def test_rehearsal_takes_no_prompt_twice(write):
+    problems = load_problems(DataArguments(dataset=write("p.jsonl", [{"question": f"{n}?", "answer": "1"} for n in range(30)])))
+    prompts = load_prompts(DataArguments(dataset=write("c.jsonl", [{"prompt": "Hello"}])))
+    assert len(add_rehearsal(problems, prompts, share=0.5).rows) == 31

@@ -260,11 +260,12 @@ def evaluate_causal(model: Model, rows: dict[str, list[dict]], args: EvaluationA
     if ended_all:
         metrics["stops"] = stats.estimate(ended_all)
     if args.taste and reference_replies is not None:
-        score = load_function(args.taste)
-        mine = sampled_replies(model, rows["questions"], args, seed=args.seed + 1)
-        metrics["true_win_rate"] = stats.estimate(
-            [wins(score(a), score(b)) for (a, _), (b, _) in zip(mine, reference_replies, strict=True)]
-        )
+        taste = load_function(args.taste)
+        scores = [
+            [taste(reply) if ended else -math.inf for reply, ended in side]
+            for side in (sampled_replies(model, rows["questions"], args, seed=args.seed + 1), reference_replies)
+        ]
+        metrics["true_win_rate"] = stats.estimate([wins(a, b) for a, b in zip(*scores, strict=True)])
     return {"metrics": metrics, "by_difficulty": difficulty, "samples": samples}
 
 

@@ -24,7 +24,10 @@ METRICS = {
     "follows": Metric("Follows", "Told to answer in short, gives exactly the one right sentence."),
     "stops": Metric("Stops", "The model ends its turn by itself."),
     "pair_accuracy": Metric("Pair accuracy", "The reward model prefers the preferred reply of held-out pairs."),
-    "true_win_rate": Metric("True win rate", "Replies beat the SFT model's under the world's hidden taste; ties count half."),
+    "true_win_rate": Metric(
+        "True win rate",
+        "Replies beat the SFT model's under the world's hidden taste; ties count half, and a reply that never ends loses.",
+    ),
     "problems": Metric("Problems", "Word problems solved by the greedy answer."),
     "problems_sampled": Metric(
         "Problems, sampled", "Word problems solved by one sample at temperature 1: the mean over k samples."

@@ -155,6 +155,7 @@ class Rungs:
                 **common,
                 **rollout,
                 "dataset": str(self.world / "problems.jsonl"),
+                "rehearsal_dataset": world["prompts"],
                 "max_rows": 4,
                 "num_generations": 4,
                 "max_steps": 5,
