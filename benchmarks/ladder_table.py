@@ -11,7 +11,7 @@ from groundup.scoreboard import metric, order_metrics, show_metric
 def main(folder: str, *seeds: str) -> None:
     work = {seed: Path(folder, seed) for seed in seeds}
     reports = {seed: json.loads((path / "out/nano/report.json").read_text()) for seed, path in work.items()}
-    costs = {seed: json.loads((path / "cost.json").read_text()) for seed, path in work.items()}
+    costs = {seed: json.loads((path / "cost.json").read_text()) for seed, path in work.items() if (path / "cost.json").is_file()}
     machine, versions = record.hardware(), record.versions()
     print(f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB. Versions: ", end="")
     print(", ".join(f"{name} {version}" for name, version in versions.items() if version))
@@ -26,8 +26,9 @@ def main(folder: str, *seeds: str) -> None:
             print(f"| {name} | {metric(measure).label} | " + " | ".join(cells) + " |")
         if name != "random":
             print(f"| {name} | training, s | " + " | ".join(f"{here[seed]['seconds']:.0f}" for seed in seeds) + " |")
-    print("| all | wall time, s | " + " | ".join(f"{costs[seed]['seconds']:.0f}" for seed in seeds) + " |")
-    print("| all | memory of the largest process, GB | " + " | ".join(f"{costs[seed]['peak_gb']:.2f}" for seed in seeds) + " |")
+    for key, label, form in (("seconds", "wall time, s", "{:.0f}"), ("peak_gb", "memory of the largest process, GB", "{:.2f}")):
+        cells = [form.format(costs[seed][key]) if key in costs.get(seed, {}) else "" for seed in seeds]
+        print(f"| all | {label} | " + " | ".join(cells) + " |")
     values = {
         seed: {rung["rung"]: {key: m["value"] for key, m in rung["metrics"].items()} for rung in reports[seed]["rungs"]}
         for seed in seeds
