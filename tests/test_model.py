@@ -178,7 +178,8 @@ def test_flops_by_hand(tokenizer):
 # ---- Loading
 
 
-def test_check_model_path(tiny_base, tmp_path):
+def test_check_model_path(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a demo has run, out/nano is there
     check_model_path(str(tiny_base))
     check_model_path("user/name")
     check_model_path("gpt2")

@@ -146,7 +146,8 @@ def test_tokenizer_that_later_rungs_would_learn_wrongly_on_is_refused(tiny_base)
         module.check_tokenizer(tokenizer, "here")
 
 
-def test_path_without_a_tokenizer(tiny_base, tmp_path):
+def test_path_without_a_tokenizer(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a demo has run, out/nano is there
     module.check_tokenizer_path(str(tiny_base))
     module.check_tokenizer_path("user/name")
     for path in (tmp_path, tmp_path / "missing", "missing", "out/nano/tokenizer"):
