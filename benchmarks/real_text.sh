@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The ladder on text that nobody here wrote: English novels, fairy tales, questions, preferences, word problems.
-# The recipes are those of recipes/; only recipes/real/*.yaml is new. About 40 minutes on two CPU cores.
+# The recipes are those of recipes/; only recipes/real/*.yaml is new. It took an hour on one CPU thread.
 #
 #   bash benchmarks/real_text.sh ../shared/data            into out/real_text
 #   QUICK=1 bash benchmarks/real_text.sh ../shared/data    a few steps of everything, into out/real_text_quick
