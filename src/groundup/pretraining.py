@@ -13,10 +13,8 @@ def apply_dial(args: TrainingArguments, model_args: ModelArguments, vocab_size: 
     """With `depth`, set steps, batch and learning rate that the YAML leaves at their defaults (groundup.model.Dial)."""
     if model_args.depth is None:
         return
-    chosen, default = (
-        dial(model_args.depth, vocab_size, model_args.tokens_per_parameter),
-        TrainingArguments("unused", use_cpu=True),
-    )
+    chosen = dial(model_args.depth, vocab_size, model_args.tokens_per_parameter)
+    default = TrainingArguments("unused", use_cpu=True)
     if args.learning_rate == default.learning_rate:
         args.learning_rate = chosen.learning_rate
     device_tokens = args.per_device_train_batch_size * model_args.max_length * args.world_size
