@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import torch
+from torch import distributed
+from torch.distributed.tensor import DTensor, Shard
 from torch.optim.adamw import adamw
 
 
@@ -24,6 +26,35 @@ def orthogonalise(gradients: torch.Tensor, steps: int = 5) -> torch.Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
+
+
+def orthogonalise_together(updates: list[torch.Tensor]) -> list[torch.Tensor]:
+    """`orthogonalise` for matrices of one shape that several ranks hold, each rank iterating on its share of them, whole.
+
+    FSDP2 splits every matrix over the ranks: one all-to-all turns rows of every matrix into every row of some matrices, and one
+    turns them back. Under DDP each rank has all of them, and one all-gather suffices.
+    """
+    first = updates[0]
+    if isinstance(first, DTensor):
+        shape = (len(updates), *first.shape)
+        stride = (first.numel(), first.size(1), 1)
+        mesh = first.device_mesh
+        by_row = [Shard(p.dim + 1) if p.is_shard() else p for p in first.placements]
+        by_matrix = [Shard(0) if p.is_shard() else p for p in first.placements]
+        stack = DTensor.from_local(torch.stack([u.to_local() for u in updates]), mesh, by_row, shape=shape, stride=stride)
+        mine = orthogonalise(stack.redistribute(placements=by_matrix).to_local())
+        done = DTensor.from_local(mine, mesh, by_matrix, shape=shape, stride=stride).redistribute(placements=by_row).to_local()
+        return [DTensor.from_local(u, mesh, first.placements, shape=first.shape, stride=first.stride()) for u in done]
+    if not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        return list(orthogonalise(torch.stack(updates)))
+    world = distributed.get_world_size()
+    share = -(-len(updates) // world)
+    padded = updates + [torch.zeros_like(first)] * (share * world - len(updates))
+    start = share * distributed.get_rank()
+    mine = orthogonalise(torch.stack(padded[start : start + share])).contiguous()
+    done = mine.new_empty(share * world, *first.shape)
+    distributed.all_gather_into_tensor(done, mine)
+    return list(done[: len(updates)])
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -79,7 +110,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 updates.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
             scale = max(1, rows / columns) ** 0.5
-            for parameter, update in zip(parameters, orthogonalise(torch.stack(updates)), strict=True):
+            for parameter, update in zip(parameters, orthogonalise_together(updates), strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
 
