@@ -1,21 +1,27 @@
-"""Several ladders side by side, one column a seed: python benchmarks/ladder_table.py FOLDER SEED ..."""
+"""Several ladders side by side, one column a seed: what benchmarks/ladder_seeds.sh left in FOLDER.
+
+python benchmarks/ladder_table.py FOLDER SEED ...
+"""
 
 import json
-import sys
 from pathlib import Path
 
 from groundup import record
 from groundup.scoreboard import metric, order_metrics, show_metric
+from measure import last_line, parser
 
 
-def main(folder: str, *seeds: str) -> None:
+def main(folder: str, seeds: list[str], quick: bool) -> None:
     work = {seed: Path(folder, seed) for seed in seeds}
     reports = {seed: json.loads((path / "out/nano/report.json").read_text()) for seed, path in work.items()}
     costs = {seed: json.loads((path / "cost.json").read_text()) for seed, path in work.items() if (path / "cost.json").is_file()}
     machine, versions = record.hardware(), record.versions()
     print(f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB. Versions: ", end="")
     print(", ".join(f"{name} {version}" for name, version in versions.items() if version))
-    print(f"\nCommand: `bash benchmarks/ladder_seeds.sh {folder} {' '.join(seeds)}`\n")
+    told = f"--quick {folder}" if quick else f"{folder} {' '.join(seeds)}"
+    print(f"\nCommand: `bash benchmarks/ladder_seeds.sh {told}`\n")
+    if quick:
+        print("**--quick: two steps of one rung; these figures say only that it runs**\n")
     print("| rung | measure | " + " | ".join(f"seed {seed}" for seed in seeds) + " |")
     print("|---|---|" + "---|" * len(seeds))
     rungs = [rung["rung"] for rung in reports[seeds[0]]["rungs"]]
@@ -33,8 +39,13 @@ def main(folder: str, *seeds: str) -> None:
         seed: {rung["rung"]: {key: m["value"] for key, m in rung["metrics"].items()} for rung in reports[seed]["rungs"]}
         for seed in seeds
     }
-    print("\n" + json.dumps({"seeds": values, "cost": costs}))
+    print()
+    last_line({"seeds": values, "cost": costs})
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    arguments = parser(__doc__)
+    arguments.add_argument("folder")
+    arguments.add_argument("seeds", nargs="+")
+    args = arguments.parse_args()
+    main(args.folder, args.seeds, args.quick)

@@ -4,28 +4,33 @@
 #
 #   bash benchmarks/real_text.sh ../shared/data            into out/real_text
 #   QUICK=1 bash benchmarks/real_text.sh ../shared/data    a few steps of everything, into out/real_text_quick
+#   bash benchmarks/real_text.sh --quick ../shared/data    a few steps of pre-training, into out/real_text_look
 #
 # DATA_DIR holds eltec_eng, fairytaleqa, dolly_short, chatterbot_english, qa_feedback and mawps, each a folder of .jsonl.gz.
-# Run it again and it goes on where it stopped: a finished rung says so, an interrupted one resumes.
+# Run it again and it goes on where it stopped: a finished rung says so, an interrupted one resumes. One JSON line comes last.
 set -euo pipefail
 
-[ $# -ge 1 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
+[ "${1:-}" != --help ] || { usage; exit; }
+quick=${QUICK:+quick}
+[ "${1:-}" != --quick ] || { quick=look; shift; }
+[ $# -ge 1 ] || { usage; exit 2; }
 [ -d "$1/qa_feedback" ] || { echo "error: no qa_feedback in $1: DATA_DIR holds one folder per data set" >&2; exit 2; }
 data=$(cd "$1" && pwd)
-quick=${QUICK:-}
 repository=$(cd "$(dirname "$0")/.." && pwd)
 recipes=$repository/recipes
 config=${ACCELERATE_CONFIG:-$repository/accelerate_configs/cpu.yaml}
 [ ! -d "$repository/.venv/bin" ] || export PATH="$repository/.venv/bin:$PATH"
 export HF_HUB_OFFLINE=1 # nothing is downloaded
 
-out=${2:-$repository/out/real_text${quick:+_quick}}
+out=${2:-$repository/out/real_text${quick:+_$quick}}
 mkdir -p "$out" && cd "$out" # the paths in the YAML files start here
-mode=${quick:+quick}
+mode=$quick
 [ "$(cat mode 2>/dev/null || echo "${mode:-full}")" = "${mode:-full}" ] ||
     { echo "error: $out holds a $(cat mode) run; give another OUT" >&2; exit 2; }
 echo "${mode:-full}" > mode
-[ -f command ] || echo "${quick:+QUICK=1 }bash benchmarks/real_text.sh ${1}${2:+ $2}" > command
+case $quick in quick) prefix="QUICK=1 " option= ;; look) prefix= option="--quick " ;; *) prefix= option= ;; esac
+[ -f command ] || echo "${prefix}bash benchmarks/real_text.sh ${option}${1}${2:+ $2}" > command
 [ -f commit ] || git -C "$repository" describe --always --dirty --abbrev=40 > commit 2>/dev/null || true
 ln -sfn "$data" data
 mkdir -p prepared seconds
@@ -107,16 +112,22 @@ fi
 rung tokenizer python "$recipes/tokenizer.py" --config "$recipes/real/tokenizer.yaml" "${few[@]}"
 recipe pretrain ${quick:+"${tiny[@]}" --lr_scheduler_kwargs '{num_decay_steps: 1}' --warmup_steps 1 --max_rows 64 --max_eval_rows 2}
 
-# Rung 2. Instruction tuning. Rung 3a. Reward model. Rung 3b. PPO. Rung 4. GRPO.
-recipe sft ${quick:+"${tiny[@]}" --max_rows 64}
-recipe reward ${quick:+"${tiny[@]}" --max_rows 64 --max_eval_rows 32}
-recipe ppo ${quick:+"${tiny[@]}" --per_device_train_batch_size 8}
-recipe grpo ${quick:+"${tiny[@]}" --per_device_train_batch_size 32}
+models=(random pretrain)
+if [ "$quick" != look ]; then
+    # Rung 2. Instruction tuning. Rung 3a. Reward model. Rung 3b. PPO. Rung 4. GRPO.
+    recipe sft ${quick:+"${tiny[@]}" --max_rows 64}
+    recipe reward ${quick:+"${tiny[@]}" --max_rows 64 --max_eval_rows 32}
+    recipe ppo ${quick:+"${tiny[@]}" --per_device_train_batch_size 8}
+    recipe grpo ${quick:+"${tiny[@]}" --per_device_train_batch_size 32}
+    models+=(sft reward ppo grpo)
+fi
+small=(--max_rows 8 --k 2 --pass_at_k_problems 4 --max_new_tokens 16)
+[ "$quick" != look ] || small=(--max_rows 2 --k 1 --pass_at_k_problems 1 --max_new_tokens 2)
 
 # The same held-out text, questions, problems and pairs to every rung, random weights included
 rung evaluate python "$recipes/evaluate_model.py" --config "$recipes/real/evaluate.yaml" --run_dir out/real \
-    --models random pretrain sft reward ppo grpo ${quick:+--max_rows 8 --k 2 --pass_at_k_problems 4 --max_new_tokens 16}
+    --models "${models[@]}" ${quick:+"${small[@]}"}
 
-# What benchmarks/RESULTS.md shows; and the report
-python "$repository/benchmarks/real_text_table.py" . | tee results.md
+# The report; and what benchmarks/RESULTS.md shows
 python "$recipes/report.py" out/real
+python "$repository/benchmarks/real_text_table.py" . | tee results.md

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from groundup import record, stats
+from measure import last_line, parser
 
 RUNGS = ("random", "pretrain", "sft", "reward", "ppo", "grpo")
 METRICS = {  # key in eval.json -> heading
@@ -80,8 +81,8 @@ def machine(out: Path, runs: dict[str, dict]) -> str:
         "seeds": ", ".join(sorted({str(r["seed"]) for r in runs.values()})),
         "command": f"`{noted('command')}`",
     }
-    if noted("mode") == "quick":
-        lines["mode"] = "**QUICK: a few steps of everything; these figures say only that it runs**"
+    if noted("mode") in ("quick", "look"):
+        lines["mode"] = "**A few steps of each rung; these figures say only that it runs**"
     return "\n".join(f"- {key}: {value}" for key, value in lines.items())
 
 
@@ -195,10 +196,12 @@ def main(out: Path) -> None:
     for rung in ("ppo", "grpo"):
         if said := rollouts(out / "out" / "real" / rung):
             sections += [f"#### {rung}, in training, temperature 1", said]
-    print("\n\n".join(sections))
+    print("\n\n".join(sections) + "\n")
+    values = {rung: {key: found["value"] for key, found in e["metrics"].items()} for rung, e in evaluations.items()}
+    last_line({"metrics": values, "seconds": {rung: run.get("seconds") for rung, run in runs.items()}, "unfinished": unfinished})
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python benchmarks/real_text_table.py OUT")
-    main(Path(sys.argv[1]))
+    arguments = parser(__doc__)
+    arguments.add_argument("out", type=Path, metavar="OUT")
+    main(arguments.parse_args().out)

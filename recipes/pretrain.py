@@ -5,11 +5,10 @@ accelerate launch recipes/pretrain.py --config recipes/nano/pretrain.yaml
 
 from groundup.callbacks import watch
 from groundup.configs import DataArguments, ModelArguments, run
-from groundup.data import load_documents
+from groundup.head import chunked_loss
 from groundup.model import build_model, config_from_arguments, count_parameters
-from groundup.optim import MuonFactory
-from groundup.packing import pack
-from groundup.pretraining import PretrainTrainer, apply_dial
+from groundup.optim import muon
+from groundup.pretraining import PretrainTrainer, apply_dial, open_tokens
 from groundup.stage import finish, save_random_init, start
 from groundup.tokenizer import check_tokenizer_path
 from transformers import AutoTokenizer, TrainingArguments
@@ -22,38 +21,36 @@ def main(data_args: DataArguments, model_args: ModelArguments, training_args: Tr
     apply_dial(training_args, model_args, len(tokenizer))
     stage = start("pretrain", training_args, model_args, data_args)
 
-    # 2. Data: documents -> memory-mapped blocks of tokens
-    with training_args.main_process_first(desc="tokenising"):
-        documents, held_out = load_documents(data_args), load_documents(data_args, "eval")
-        train, counts = pack(documents.rows, tokenizer, model_args.max_length, stage.directory / "tokens" / "train.bin")
-        test, test_counts = None, None
-        if held_out:
-            test, test_counts = pack(held_out.rows, tokenizer, model_args.max_length, stage.directory / "tokens" / "test.bin")
-    stage.uses(documents.provenance, held_out and held_out.provenance)
+    # 2. Data: shards of tokens, prepared before (recipes/prepare.py) or made here from documents
+    main_process = training_args.process_index == 0
+    with training_args.main_process_first(local=False, desc="tokenising"):
+        tokens = open_tokens(data_args, model_args, tokenizer, stage.directory / "tokens", write=main_process)
+    stage.uses(tokens.sources)
 
     # 3. Model: random weights
-    model = build_model(config_from_arguments(model_args, tokenizer), training_args.seed, model_args.depth_scaled_init)
+    config, spread = config_from_arguments(model_args, tokenizer), (model_args.embedding_std, model_args.head_std)
+    model = build_model(config, training_args.seed, model_args.residual_init, *spread)
     save_random_init(model_args.random_init_dir, model, tokenizer, stage)
-    if training_args.process_index == 0:
-        print(f"pretrain: {count_parameters(model):,} parameters, {counts['tokens']:,} tokens in {len(train):,} blocks")
+    if main_process:
+        size = f"{tokens.train.counts['tokens']:,} tokens in {len(tokens.train):,} rows"
+        print(f"pretrain: {count_parameters(model):,} parameters, {size}", flush=True)
 
     # 4. Trainer
-    muon = {"lr": model_args.muon_learning_rate, "adamw_lr": training_args.learning_rate}
     trainer = PretrainTrainer(
-        model=model,
+        model=chunked_loss(model, model_args.z_loss) if model_args.chunked_loss else model,
         args=training_args,
-        train_dataset=train,
-        eval_dataset=test,
+        train_dataset=tokens.train,
+        eval_dataset=tokens.held_out,
         processing_class=tokenizer,
-        optimizer_cls_and_kwargs=(MuonFactory, muon) if model_args.muon_learning_rate else None,
+        optimizer_cls_and_kwargs=muon(model_args, training_args),
         block_length=model_args.max_length,
-        bytes_per_token=test_counts and test_counts["bytes"] / test_counts["tokens"],
+        bytes_per_token=tokens.held_out and tokens.held_out.bytes_per_token,
     )
     watch(trainer)
 
     # 5. Train and hand over
     trainer.train(resume_from_checkpoint=stage.checkpoint)
-    finish(stage, trainer, tokens=trainer.tokens, flops=trainer.flops)
+    finish(stage, trainer, tokens=trainer.tokens, flops=trainer.flops, prepared=tokens.train.manifest)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "groundup"
 FLOORS = (
-    "errors chat answers objectives stats phrases scoreboard record configs",  # facts and formulas
-    "tokenizer model toyland sources data verifier rewards metrics packing checkpoint",  # things
-    "optim callbacks pretraining sft grpo ppo evaluation",  # loops
-    "card curves report stage",  # joints
+    "errors chat answers objectives stats phrases scoreboard record configs packing order",  # facts and formulas
+    "tokenizer model head toyland sources data verifier rewards metrics shards checkpoint cleaning minhash contamination",  # things
+    "optim callbacks pretraining sft grpo ppo evaluation corpus selection",  # loops
+    "card curves report stage preparation",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
@@ -18,7 +18,10 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("data", "sources"),
     ("rewards", "verifier"),
     ("metrics", "verifier"),
-    ("packing", "tokenizer"),
+    ("shards", "tokenizer"),
+    ("cleaning", "minhash"),
+    ("contamination", "sources"),
+    ("selection", "corpus"),
     ("ppo", "grpo"),
     ("report", "curves"),
     ("stage", "card"),

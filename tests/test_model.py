@@ -130,7 +130,7 @@ def test_model_starts_at_chance(tokenizer, model_type):
 def test_what_writes_into_the_residual_stream_is_scaled_by_depth(tokenizer, model_type):
     sizes = {**SIZES, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8}
     config = build_config(model_type, tokenizer, sizes, 64)
-    scaled, plain = (dict(build_model(config, seed=0, depth_scaled=d).named_parameters()) for d in (True, False))
+    scaled, plain = (dict(build_model(config, seed=0, residual=d).named_parameters()) for d in ("depth", "plain"))
     written = [name for name in plain if "o_proj" in name or "down_proj" in name]
     assert len(written) == 16
     for name, weight in plain.items():
@@ -139,6 +139,18 @@ def test_what_writes_into_the_residual_stream_is_scaled_by_depth(tokenizer, mode
     std = torch.stack([scaled[name].std() for name in written])
     assert torch.allclose(std, torch.tensor(config.initializer_range / 4), rtol=0.05)
     assert plain["model.embed_tokens.weight"].std().item() == pytest.approx(config.initializer_range, rel=0.05)
+
+
+def test_spreads_at_birth(tokenizer):
+    sizes = {**SIZES, "hidden_size": 64, "tie_word_embeddings": False}
+    config = build_config("qwen3", tokenizer, sizes, 64)
+    model = build_model(config, 0, "zero", embedding_std=0.8, head_std=0.001)
+    assert model.get_input_embeddings().weight.std().item() == pytest.approx(0.8, rel=0.05)
+    assert model.lm_head.weight.std().item() == pytest.approx(0.001, rel=0.05)
+    silent = [weight for name, weight in model.named_parameters() if name.endswith(("o_proj.weight", "down_proj.weight"))]
+    assert silent and not any(weight.any() for weight in silent)
+    with pytest.raises(InputError, match="tie_word_embeddings"):
+        build_model(build_config("qwen3", tokenizer, SIZES, 64), 0, head_std=0.001)
 
 
 def test_weights_follow_from_the_seed_and_leave_the_generator_alone(tokenizer):

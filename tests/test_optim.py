@@ -238,3 +238,47 @@ def test_closure_gives_its_loss():
 
     assert optimizer.step(closure).item() == pytest.approx((Toy().wide.weight ** 2).sum().item())
     assert not torch.equal(model.wide.weight, Toy().wide.weight)
+
+
+# ---- Blocks
+
+
+def test_blocks_are_orthogonal_by_themselves_and_the_norm_is_that_of_the_whole():
+    torch.manual_seed(0)
+    gradients = torch.randn(2, 32, 16)
+    result = orthogonalise(gradients, block=8)
+    alone = torch.stack([orthogonalise(block[None])[0] for block in gradients.view(8, 8, 16)]).view(2, 32, 16)
+    torch.testing.assert_close(result / result.norm(), alone / alone.norm())
+    values = torch.linalg.svdvals(result.view(8, 8, 16))
+    assert values.max() / values.min() < 2
+    whole = orthogonalise(gradients).norm(dim=(-2, -1))
+    torch.testing.assert_close(result.norm(dim=(-2, -1)), whole, rtol=0.2, atol=0)
+
+
+def test_a_block_that_does_not_divide_leaves_the_matrix_whole():
+    gradients = torch.randn(1, 12, 8)
+    assert torch.equal(orthogonalise(gradients, block=5), orthogonalise(gradients))
+    assert torch.equal(orthogonalise(gradients, block=12), orthogonalise(gradients))
+
+
+def test_what_writes_into_the_stream_is_taken_by_columns():
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj = torch.nn.Linear(8, 8, bias=False)
+            self.o_proj = torch.nn.Linear(8, 8, bias=False)
+
+    torch.manual_seed(0)
+    model = Block()
+    optimizer = MuonAdamW(model, lr=1.0, block=4)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    for weight in model.parameters():
+        weight.grad = torch.randn(8, 8)
+    update = {
+        name: orthogonalise(weight.grad.lerp(weight.grad * 0.05, 0.95)[None], 4)[0] for name, weight in model.named_parameters()
+    }
+    turned = model.o_proj.weight.grad.mT
+    update["o_proj.weight"] = orthogonalise(turned.lerp(turned * 0.05, 0.95)[None], 4)[0].mT
+    optimizer.step()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(before[name] - weight, update[name], msg=name)

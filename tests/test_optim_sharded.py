@@ -1,10 +1,11 @@
-"""MuonAdamW over two ranks (gloo, on a CPU), each with a copy as under DDP or with a part as under FSDP2, does what it does alone."""
+"""MuonAdamW over two ranks (gloo), each with a copy as under DDP or with a part as under FSDP2, does what it does alone."""
 
 import copy
 import json
 
 import pytest
 import torch
+from groundup.head import chunked_loss
 from groundup.optim import MuonAdamW
 from torch import distributed
 
@@ -88,6 +89,15 @@ def work(rank, directory):
     learn(again, resumed, 2)
     found["apart_resumed"] = farthest(steps[2], again)
 
+    # The chunked loss reads the head's weight without calling the head: it must be whole then, and its gradient come back in parts
+    apart = 0.0
+    for model in (one := chunked_loss(build()), parts := shard(chunked_loss(build()))):
+        ids = torch.arange(2, 34).view(2, 16)
+        model(input_ids=ids, labels=ids).loss.backward()
+    for parameter, part in zip(one.parameters(), parts.parameters(), strict=True):
+        apart = max(apart, (parameter.grad - part.grad.full_tensor()).abs().max().item())
+    found["apart_gradients"] = apart
+
     for model, name in ((split, "messages"), (copied, "messages_copied")):
         with CommDebugMode() as talk:
             optimizers[model].step()
@@ -116,6 +126,10 @@ def test_step_on_copies_is_the_step_of_one(found):
 
 def test_state_of_parts_is_saved_and_read(found):
     assert found["apart_resumed"] < 1e-5
+
+
+def test_chunked_loss_of_parts_has_the_gradients_of_the_whole(found):
+    assert found["apart_gradients"] < 1e-5
 
 
 def test_each_shape_travels_once_there_and_once_back(found):

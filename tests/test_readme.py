@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 LAUNCHES = re.findall(r"^accelerate launch .*$", README, flags=re.MULTILINE)
+CLUSTER = re.findall(r"^(?:sbatch|bash) .*recipes/cluster/.*$", README, flags=re.MULTILINE)
 
 
 def recipe_types(path: Path) -> list[type]:
@@ -58,6 +59,21 @@ def test_launch_commands_parse(launch, monkeypatch):
 
 def test_there_are_launch_commands():
     assert len(LAUNCHES) >= 3
+
+
+@pytest.mark.parametrize("line", CLUSTER)
+def test_cluster_commands_name_a_rung_and_its_yaml(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line)
+    script = next(n for n, word in enumerate(words) if word.startswith("recipes/cluster/"))
+    config = next(word for word in words[script + 1 :] if word.endswith(".yaml"))
+    assert Path(words[script]).is_file() and Path(config).is_file()
+    rung = "prepare" if words[script].endswith("prepare.sbatch") else words[words.index(config) - 1]
+    assert parse(recipe_types(ROOT / "recipes" / f"{rung}.py"), ["--config", config])
+
+
+def test_there_are_cluster_commands():
+    assert len(CLUSTER) >= 3
 
 
 def test_yaml_examples_are_read():

@@ -47,6 +47,7 @@ class DataArguments:
         default=None, metadata={"help": "Column put before the prompt or question, with a blank line between."}
     )
     max_bad_rows: int = field(default=0, metadata={"help": "Rows that do not parse are skipped and counted up to this number."})
+    check_memory: bool = field(default=True, metadata={"help": "Refuse to start when memory or disk will not do (groundup.plan)."})
 
     def __post_init__(self):
         if self.dataset is not None and not self.dataset.strip():
@@ -74,6 +75,69 @@ class TokenizerArguments:
 
 
 @dataclass
+class PrepareArguments:
+    """Documents -> shards of tokens (groundup.preparation). Here the `weight` of an entry of `datasets` is a share of bytes of
+    text, and `max_rows` counts rows read."""
+
+    tokenizer_path: str = field(metadata={"help": "Tokenizer directory, or a Hub id."})
+    output_dir: str = field(metadata={"help": "Directory of the shards; pre-training names it as `dataset`."})
+    shards: int = field(default=1, metadata={"help": "Parts that are prepared independently, and shards of the result."})
+    shard: str | None = field(default=None, metadata={"help": "`i/n`: shard i (from 0) of n only, as a job of many."})
+    packing: str = field(default="wrapped", metadata={"help": "`wrapped`, cut at any length when read, or `best_fit`."})
+    max_length: int | None = field(default=None, metadata={"help": "Tokens a row, for packing `best_fit`."})
+    held_out_documents: int | None = field(
+        default=None, metadata={"help": "Documents of the held-out split; 1 in 200, at most 1000, if not given."}
+    )
+    shortest: int = field(default=1, metadata={"help": "Documents of fewer characters are dropped."})
+    longest: int = field(default=1_000_000, metadata={"help": "Longest document, in characters."})
+    too_long: str = field(default="cut", metadata={"help": "`cut` longer ones into several, at blank lines; or `drop` them."})
+    filters: list[dict[str, Any]] | None = field(
+        default=None, metadata={"help": "datatrove's filters, [{name: gopher_quality, min_doc_words: 20}] (groundup.cleaning)."}
+    )
+    near_duplicates: str = field(default="keep", metadata={"help": "`keep`, or `drop` all but one of each kind, by MinHash."})
+    executor: str = field(default="local", metadata={"help": "Where MinHash runs: `local`, `slurm` or `ray`."})
+    executor_settings: dict[str, Any] | None = field(
+        default=None, metadata={"help": 'Of datatrove\'s executor: {partition: cpu, time: "2:00:00"} for Slurm.'}
+    )
+    decontaminate_against: list[dict[str, Any]] | None = field(
+        default=None, metadata={"help": "Evaluation sets: [{path: test.jsonl, columns: [question]}] (groundup.contamination)."}
+    )
+    contaminated: str = field(default="drop", metadata={"help": "`drop` documents that hold their items, or `count` them only."})
+    contaminated_from: int = field(default=1, metadata={"help": "Shared 13-grams from which a document is contaminated."})
+    seed: int = field(default=0, metadata={"help": "Of what is held out and what a mixture leaves out."})
+
+    def __post_init__(self):
+        for name, choices in (
+            ("packing", ("wrapped", "best_fit")),
+            ("too_long", ("cut", "drop")),
+            ("near_duplicates", ("keep", "drop")),
+            ("executor", ("local", "slurm", "ray")),
+            ("contaminated", ("drop", "count")),
+        ):
+            if getattr(self, name) not in choices:
+                raise InputError(f"`{name}: {getattr(self, name)}`", fix=f"write one of: {', '.join(choices)}")
+        for name, least, most in (
+            ("shards", 1, 65536),
+            ("held_out_documents", 0, None),
+            ("shortest", 0, None),
+            ("longest", 2, 16_000_000),  # a document is in memory several times over
+            ("contaminated_from", 1, None),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (value >= least and (most is None or value <= most)):
+                raise InputError(f"`{name}: {value}`", fix=f"write a number from {least}" + (f" to {most}" if most else ""))
+        if self.packing == "best_fit" and not self.max_length:
+            raise InputError("packing `best_fit` needs to know the rows", "max_length", "write `max_length: 1024`")
+        if self.shard is not None:
+            number, slash, shards = self.shard.partition("/")
+            if not (slash and number.isdecimal() and shards.isdecimal() and int(number) < int(shards)):
+                raise InputError(f"`shard: {self.shard}` is no `i/n`", fix="write `0/8` to `7/8` for 8 shards")
+            if self.shards not in (1, int(shards)):
+                raise InputError(f"`shard: {self.shard}` of `shards: {self.shards}`", fix=f"write `i/{self.shards}`")
+            self.shards = int(shards)
+
+
+@dataclass
 class ModelArguments:
     """The random model of rung 1: `depth`, or sizes of your own in `model_config`, or both (yours win)."""
 
@@ -85,10 +149,16 @@ class ModelArguments:
     )
     tokens_per_parameter: float = field(default=20.0, metadata={"help": "Length of a run given by `depth`."})
     model_config: dict[str, Any] | None = field(default=None, metadata={"help": "Sizes by the architecture's own names."})
-    depth_scaled_init: bool = field(
-        default=True, metadata={"help": "Divide what writes into the residual stream by sqrt(2 x layers)."}
+    residual_init: str = field(
+        default="depth", metadata={"help": "What writes into the residual stream: `depth`-scaled, `zero` or `plain` (build_model)."}
     )
-    max_length: int = field(default=1024, metadata={"help": "Tokens a packed block."})
+    embedding_std: float | None = field(default=None, metadata={"help": "Spread of the embeddings at birth; the architecture's."})
+    head_std: float | None = field(default=None, metadata={"help": "Spread of an untied head at birth; the architecture's."})
+    max_length: int = field(default=1024, metadata={"help": "Tokens a row."})
+    packing: str = field(
+        default="wrapped",
+        metadata={"help": "Documents into rows: `wrapped`, one after another, or `best_fit`, whole and unseen by each other."},
+    )
     max_position_embeddings: int | None = field(default=None, metadata={"help": "Longest sequence; `max_length` if not given."})
     random_init_dir: str | None = field(
         default=None, metadata={"help": "Keep the random weights as a stage directory, to compare with."}
@@ -97,6 +167,23 @@ class ModelArguments:
         default=None,
         metadata={"help": "Muon for the hidden matrices at this rate (0.02), AdamW at `learning_rate` for the rest."},
     )
+    muon_block: int | None = field(
+        default=64, metadata={"help": "Rows (heads, neurons) that Muon makes orthogonal at a time; `null`: whole matrices."}
+    )
+    muon_weight_decay: float = field(default=0.0, metadata={"help": "Decay of Muon's matrices."})
+    embedding_learning_rate: float | None = field(default=None, metadata={"help": "Of the embeddings; `learning_rate` if not given."})
+    head_learning_rate: float | None = field(default=None, metadata={"help": "Of an untied head; `learning_rate` if not given."})
+    learning_rate_factor: float = field(default=1.0, metadata={"help": "Times all learning rates: to see whether another suits better."})
+    chunked_loss: bool = field(default=True, metadata={"help": "Never hold all logits at once (groundup.head); off: the model's own."})
+    z_loss: float = field(default=0.0, metadata={"help": "Weight of the squared log-normaliser in the loss, 1e-4 say; 0: none."})
+
+    def __post_init__(self):
+        if self.packing not in ("wrapped", "best_fit"):
+            raise InputError(f"`packing: {self.packing}`", fix="write one of: wrapped, best_fit")
+        if self.residual_init not in ("depth", "zero", "plain"):
+            raise InputError(f"`residual_init: {self.residual_init}`", fix="write one of: depth, zero, plain")
+        if self.z_loss and not self.chunked_loss:
+            raise InputError("the z-loss is part of the chunked loss", "z_loss", "leave `chunked_loss` at true")
 
 
 @dataclass

@@ -57,6 +57,20 @@ def load_documents(args: DataArguments, which: str = "train", seed: int = 0) -> 
     return _load(args, which, seed, "document", schema, lambda row, roles, _: {"text": _text(row, roles["text"])}, columns)
 
 
+def stream_documents(rows: Iterator[tuple[str, Any]], args: DataArguments, dropped: Counter) -> Iterator[tuple[str, str]]:
+    """Place and text of each document among `rows` (`groundup.sources`), in flat memory; others are counted in `dropped`."""
+    place = ""
+
+    def noted() -> Iterator[tuple[str, Any]]:
+        nonlocal place
+        for row in rows:
+            place = row[0]
+            yield row
+
+    for row in _convert(noted(), args, "document", [("text",)], lambda row, roles, _: {"text": _text(row, roles["text"])}, dropped):
+        yield place, row["text"]
+
+
 def load_conversations(args: DataArguments, which: str = "train", seed: int = 0) -> Loaded | None:
     """Rows of `messages`, lists of {role, content} that end with the assistant: unanswered turns are cut off.
 
@@ -177,6 +191,8 @@ def _convert(rows, args: DataArguments, noun, schemas, convert, dropped: Counter
     for place, row in rows:
         try:
             row = parse(row) if isinstance(row, bytes) else row
+            if isinstance(row, InputError):
+                raise row
             if not isinstance(row, dict):
                 raise InputError(f"{show(row)} where an object should be", fix=ONE_OBJECT)
             roles = _find(row, schemas, args) or roles  # a row that lacks a column is dropped, if one before had it
@@ -189,7 +205,7 @@ def _convert(rows, args: DataArguments, noun, schemas, convert, dropped: Counter
             dropped["did not parse"] += 1
             if dropped["did not parse"] > args.max_bad_rows:
                 more = f" (more bad rows than `max_bad_rows: {args.max_bad_rows}`)" if args.max_bad_rows else ""
-                raise InputError(error.what + more, place, error.fix) from None
+                raise InputError(error.what + more, error.where or place, error.fix) from None
 
 
 def _find(row: dict, schemas: list[tuple], args: DataArguments) -> dict[str, str]:

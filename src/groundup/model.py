@@ -31,7 +31,8 @@ class Dial:
     - tokens = 20 x parameters (Hoffmann et al. 2022, arXiv:2203.15556);
     - batch in tokens = 2^19 x (training tokens / 10^10)^0.383, to the nearest power of two (the exponent of nanochat's
       `base_train.py`, from Bergsma et al. 2025, arXiv:2505.13738);
-    - learning rate = 3e-3 x (4 / depth), at most 4e-3: AdamW's optimum falls as 1 / width (Yang et al. 2022, arXiv:2203.03466).
+    - learning rate = 3e-3 x (4 / depth), at most 4e-3: AdamW's optimum falls as 1 / width (Yang et al. 2022, arXiv:2203.03466);
+    - beside Muon, whose rate suits all widths, AdamW's of embeddings and norms = 8e-3 x sqrt(256 / width) (nanochat's exponent).
     """
 
     depth: int
@@ -42,6 +43,7 @@ class Dial:
     tokens: int
     batch_tokens: int
     learning_rate: float
+    adamw_beside_muon: float
 
 
 def dial(depth: int, vocab_size: int, tokens_per_parameter: float = 20.0) -> Dial:
@@ -56,7 +58,8 @@ def dial(depth: int, vocab_size: int, tokens_per_parameter: float = 20.0) -> Dia
     parameters = depth * (4 * width * width + 3 * width * inner) + vocab_size * width
     tokens = int(tokens_per_parameter * parameters)
     batch = 2 ** round(math.log2(2**19 * (tokens / 1e10) ** 0.383))
-    return Dial(depth, width, inner, width // HEAD_DIM, parameters, tokens, batch, min(4e-3, 3e-3 * 4 / depth))
+    rates = min(4e-3, 3e-3 * 4 / depth), 8e-3 * (256 / width) ** 0.5
+    return Dial(depth, width, inner, width // HEAD_DIM, parameters, tokens, batch, *rates)
 
 
 def build_config(model_type: str, tokenizer: PreTrainedTokenizerBase, sizes: dict[str, Any], max_length: int):
@@ -129,21 +132,35 @@ def config_from_arguments(args: ModelArguments, tokenizer: PreTrainedTokenizerBa
     return build_config(args.model_type, tokenizer, sizes, longest)
 
 
-def build_model(config, seed: int, depth_scaled: bool = True) -> PreTrainedModel:
+def build_model(
+    config, seed: int, residual: str = "depth", embedding_std: float | None = None, head_std: float | None = None
+) -> PreTrainedModel:
     """Random weights in float32.
 
-    transformers draws every matrix from N(0, initializer_range). With `depth_scaled` the two matrices that write into the
-    residual stream are divided by sqrt(2 x layers), as GPT-2 does (Radford et al. 2019, section 2.3).
+    transformers draws every matrix from N(0, initializer_range). The two matrices of a block that write into the residual stream
+    are then, by `residual`, divided by sqrt(2 x layers) ("depth"; Radford et al. 2019, section 2.3), set to zero ("zero": a block
+    changes nothing until it has learned something; Zhang et al. 2019, arXiv:1901.09321), or left ("plain").
+
+    Args:
+        embedding_std: redraw the embeddings from N(0, this). Near 1, the stream that all blocks read and write begins at their scale.
+        head_std: redraw a head of its own from N(0, this). Near 0, the first guess is that all tokens are alike.
+
+    Raises:
+        InputError: a `head_std` for a head that is tied to the embeddings.
     """
+    if head_std is not None and config.tie_word_embeddings:
+        raise InputError("a tied head has no spread of its own", "head_std", "write `model_config: {tie_word_embeddings: false}`")
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if depth_scaled:
-        scale = (2 * config.num_hidden_layers) ** -0.5
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    weight.mul_(scale)
+    factor = {"depth": (2 * config.num_hidden_layers) ** -0.5, "zero": 0.0, "plain": 1.0}[residual]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(factor)
+        for module, std in ((model.get_input_embeddings(), embedding_std), (model.get_output_embeddings(), head_std)):
+            if std is not None:
+                module.weight.normal_(0, std)
     torch.random.set_rng_state(state)
     return model
 

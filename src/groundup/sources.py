@@ -32,6 +32,7 @@ ENTRY_KEYS = ["path", "weight", "dataset_config", "dataset_split", "dataset_revi
 ENTRY_KEYS += COLUMN_KEYS
 WHOLE, PIECE = 1_000_000, 100_000  # bytes: a .txt file longer than the first is cut into documents of the second
 CHUNK = 500  # rows that are Python objects at a time; one chunk of an Arrow column holds at most 2 GB of text
+LONGEST = 1 << 28  # bytes of a line: what has none within 256 MB is no text, and would fill the memory
 ONE_OBJECT = 'write one object per line, such as {"prompt": "...", "completion": "..."}'
 
 
@@ -81,26 +82,55 @@ def mix(sizes: list[int], weights: list[float | None], limit: int | None, seed: 
 
 def open_source(args: DataArguments) -> tuple[Iterator[tuple[str, Any]], dict[str, Any]]:
     """Pairs of a place, such as file and line, and the row there, a line of JSON as bytes; and where all come from."""
-    paths, files = _local_files(args.dataset), {}
-    for path in paths:
+    if files := find_files(args.dataset):
+        return read_files(files.values(), args.text_column), describe_files(files)
+    builder = open_hub(args)
+    try:
+        builder.download_and_prepare()
+        rows = builder.as_dataset(split=args.dataset_split)
+    except HUB_ERRORS as error:
+        raise hub_error(args, error) from error
+    return ((f"{args.dataset}, row {n}", row) for n, row in enumerate(rows, 1)), {"revision": builder.hash, "files": 0}
+
+
+def find_files(name: str) -> dict[str, Path]:
+    """Of a local source the sha256 and path of each file, equal files once; empty when it can only be an id on the Hub."""
+    files: dict[str, Path] = {}
+    for path in _local_files(name):
         if path.stat().st_size == 0:
             raise InputError("the file is empty", str(path), "put rows into it, or remove it")
         with open(path, "rb") as file:
-            files.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), path)  # equal files are read once
-    if files:
-        sha256 = next(iter(files)) if len(files) == 1 else hashlib.sha256("".join(files).encode()).hexdigest()
-        rows = itertools.chain.from_iterable(_file_rows(path, args.text_column) for path in files.values())
-        return rows, {"sha256": sha256, "files": len(files)}
-    try:  # the three steps of datasets.load_dataset, because only the builder knows which commit it resolved
-        builder = datasets.load_dataset_builder(args.dataset, args.dataset_config, revision=args.dataset_revision)
-        builder.download_and_prepare()
-        rows = builder.as_dataset(split=args.dataset_split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).partition("\n")[0]
-        what = f"no local file or directory `{args.dataset}`, and none from the Hub: {reason}"
-        where = f"config {args.dataset_config}, split {args.dataset_split}, revision {args.dataset_revision}"
-        raise InputError(what, where, "check the path; or the id `user/name`, the split and the network") from error
-    return ((f"{args.dataset}, row {n}", row) for n, row in enumerate(rows, 1)), {"revision": builder.hash, "files": 0}
+            files.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), path)
+    return files
+
+
+def describe_files(files: Iterable[str]) -> dict[str, Any]:
+    """What a record says of files with these sha256."""
+    files = list(files)
+    return {"sha256": files[0] if len(files) == 1 else hashlib.sha256("".join(files).encode()).hexdigest(), "files": len(files)}
+
+
+def read_files(paths: Iterable[Path], text_column: str) -> Iterator[tuple[str, Any]]:
+    """The rows of local files, one after another; a .txt that is not UTF-8 gives an InputError in place of a row."""
+    return itertools.chain.from_iterable(_file_rows(path, text_column) for path in paths)
+
+
+HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+
+
+def open_hub(args: DataArguments) -> datasets.DatasetBuilder:
+    """The builder of a dataset of the Hub, because only the builder knows which commit it resolved (as `hash`)."""
+    try:
+        return datasets.load_dataset_builder(args.dataset, args.dataset_config, revision=args.dataset_revision)
+    except HUB_ERRORS as error:
+        raise hub_error(args, error) from error
+
+
+def hub_error(args: DataArguments, error: Exception) -> InputError:
+    reason = str(error).partition("\n")[0]
+    what = f"no local file or directory `{args.dataset}`, and none from the Hub: {reason}"
+    where = f"config {args.dataset_config}, split {args.dataset_split}, revision {args.dataset_revision}"
+    return InputError(what, where, "check the path; or the id `user/name`, the split and the network")
 
 
 def _local_files(name: str) -> list[Path]:
@@ -135,30 +165,50 @@ def _file_rows(path: Path, text_column: str) -> Iterator[tuple[str, Any]]:
             yield from ((f"{path}, row {n}", row) for n, row in enumerate(itertools.chain.from_iterable(batches), 1))
             return
         with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            lines = file.readlines() if name.endswith(".json") else file
             if name.endswith(".txt"):
-                yield from ((str(path), {text_column: document}) for document in _documents(file, path))
-            elif name.endswith(".json") and (whole := b"".join(lines)).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"["):
-                yield from ((f"{path}, row {n}", row) for n, row in enumerate(parse(whole, str(path)), 1))
+                documents = _documents(_lines(file, path), path)
+                yield from ((str(path), d if isinstance(d, InputError) else {text_column: d}) for d in documents)
+            elif name.endswith(".json") and file.peek(1024).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"["):
+                yield from ((f"{path}, row {n}", row) for n, row in enumerate(parse(file.read(), str(path)), 1))
             else:
-                yield from ((f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip())
+                yield from ((f"{path}, line {n}", line) for n, line in enumerate(_lines(file, path), 1) if line.strip())
     except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowException) as error:
         raise InputError(f"the file is damaged: {error}", str(path), "copy it again") from error
+    except FileNotFoundError:
+        raise InputError("the file has vanished", str(path), "put it back; it was there when the sources were listed") from None
 
 
-def _documents(lines: Iterable[bytes], path: Path) -> Iterator[str]:
-    pieces, piece, size, total = [], [], 0, 0
+def _lines(file: Any, path: Path) -> Iterator[bytes]:
+    for n in itertools.count(1):
+        line = file.readline(LONGEST)
+        if len(line) == LONGEST:
+            raise InputError(f"a line longer than {LONGEST >> 20} MB", f"{path}, line {n}", "is it text? cut it into lines")
+        if not line:
+            return
+        yield line
+
+
+def _documents(lines: Iterable[bytes], path: Path) -> Iterator[str | InputError]:
+    pieces, piece, size, total, first = [], [], 0, 0, 1  # a piece is the number of its first line, and its lines
     for n, line in enumerate(lines, 1):
-        piece.append(_decode(line, f"{path}, line {n}"))
+        piece.append(line)
         size, total = size + len(line), total + len(line)
         if size >= PIECE and (not line.strip() or size >= WHOLE):
-            pieces.append("".join(piece))
-            piece, size = [], 0
+            pieces.append((first, piece))
+            piece, size, first = [], 0, n + 1
         if total > WHOLE:
-            yield from pieces
+            yield from (_document(*part, path) for part in pieces)
             pieces = []
     if pieces or piece:
-        yield "".join(pieces + piece)
+        pieces.append((first, piece))
+        yield _document(pieces[0][0], [line for _, part in pieces for line in part], path)
+
+
+def _document(first: int, lines: list[bytes], path: Path) -> str | InputError:
+    try:
+        return "".join(_decode(line, f"{path}, line {n}") for n, line in enumerate(lines, first))
+    except InputError as error:  # a value, so that a reader who is allowed to can go on with the next document
+        return error
 
 
 def _decode(line: bytes, where: str = "") -> str:
@@ -174,7 +224,7 @@ def parse(line: bytes, where: str = "") -> Any:
     text = _decode(line, where).rstrip()  # an error at the end of the line is then in the line
     try:
         value = json.loads(text)
-        if re.search(r"\\u[dD]", text):  # perhaps half a surrogate pair, which neither Arrow nor a tokenizer takes
+        if "\\ud" in text or "\\uD" in text:  # perhaps half a surrogate pair, which neither Arrow nor a tokenizer takes
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as error:

@@ -1,5 +1,6 @@
 """What every recipe does before its first line of science, and after its last: `start` and `finish`."""
 
+import math
 import os
 import sys
 import time
@@ -9,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 import yaml
+from accelerate.utils import broadcast_object_list
 from groundup import card, record
 from groundup.chat import END_OF_TEXT
 from groundup.checkpoint import newest_checkpoint
 from groundup.errors import InputError
+from groundup.hardware import peak_memory
 from groundup.model import count_parameters
+from groundup.plan import foresee
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -36,7 +41,9 @@ MAY_CHANGE = (
     "deepspeed",
     "hub_token",
     "push_to_hub",
+    "check_memory",
 )
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 REPLY_TOKENS = 64  # how long pipeline() lets a model of ours talk unless told otherwise
 
 
@@ -97,6 +104,22 @@ def check_world_size(args: TrainingArguments, asked: int | None) -> None:
         raise InputError(f"{asked} processes were asked for and {args.world_size} started", fix=fix)
 
 
+def check_global_batch(directory: Path, before: dict, now: dict) -> None:
+    """Refuse to go on with another number of rows a step; how they are split may change.
+
+    Raises:
+        InputError: names both.
+    """
+    parts = [[*(run["config"][key] for key in BATCH), run["world_size"]] for run in (before, now)]
+    if math.prod(parts[0]) != math.prod(parts[1]):
+        told = [f"{math.prod(part)} rows a step ({' x '.join(map(str, part))})" for part in parts]
+        raise InputError(
+            f"{directory} holds an interrupted run of {told[0]}, and this one has {told[1]}",
+            f"{' x '.join(BATCH)} x processes",
+            f"choose them so that their product is {math.prod(parts[0])}, or give another `output_dir`",
+        )
+
+
 def resolved(*arguments: Any) -> dict[str, Any]:
     """All settings of a run as plain values."""
     values: dict[str, Any] = {}
@@ -117,7 +140,8 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
         parent: the model this rung starts from.
 
     Raises:
-        InputError: a launch that lost processes, or settings other than those the interrupted run had.
+        InputError: a launch that lost processes, settings other than those the interrupted run had, or memory or disk that will
+            not do.
     """
     check_world_size(training_args, asked_world_size())
     directory = Path(training_args.output_dir)
@@ -131,8 +155,11 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
         sys.exit(0)
     checkpoint = None
     if before:
-        changes = record.changed(before["config"], config, ignore=MAY_CHANGE)
+        splits_freely = rung == "pretrain"  # its order of rows does not depend on who reads them
+        changes = record.changed(before["config"], config, ignore=MAY_CHANGE + BATCH * splits_freely)
         checkpoint, passed_over = newest_checkpoint(directory)
+        if splits_freely and checkpoint:
+            check_global_batch(directory, before, {"config": config, "world_size": training_args.world_size})
         if changes and checkpoint:
             raise InputError(
                 f"{directory} holds an interrupted run with other settings: {'; '.join(changes)}",
@@ -142,6 +169,11 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
             for line in passed_over:
                 print(f"{rung}: {line}", flush=True)
             print(f"{rung}: going on from {checkpoint or 'the beginning'}", flush=True)
+    used = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) if before else 0
+    prediction = [foresee_or_refuse(rung, training_args, others, used) if main else None]
+    broadcast_object_list(prediction)  # one process looks, and all start or stop
+    if isinstance(prediction[0], InputError):
+        raise prediction[0]
     training_args.logging_nan_inf_filter = False  # it would log NaN as loss 0.0
     training_args.ddp_find_unused_parameters = bool(training_args.ddp_find_unused_parameters)
     set_seed(training_args.seed)
@@ -160,12 +192,21 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
         "world_size": training_args.world_size,
         "started": (before or {}).get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": (before or {}).get("seconds", 0.0),
+        "plan": prediction[0],
     }
     if main:
         directory.mkdir(parents=True, exist_ok=True)
         record.write(directory, entry)
     training_args.distributed_state.wait_for_everyone()
     return Run(directory, entry, checkpoint)
+
+
+def foresee_or_refuse(rung: str, training_args: TrainingArguments, others: tuple, used: int) -> dict | InputError | None:
+    """The plan, or why there is none, in a form that the other processes can be told."""
+    try:
+        return foresee(rung, (training_args, *others), training_args, used)
+    except InputError as error:
+        return error
 
 
 def describe_parent(parent: str) -> dict[str, Any]:
@@ -212,6 +253,8 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
         model.generation_config = chat_generation_config(tokenizer)
     trainer.save_model(args.output_dir)
     trainer.save_state()
+    peak = torch.tensor([peak_memory()], device=args.device)
+    peak = int(trainer.accelerator.gather(peak).max())
     if args.should_save:
         metrics = {}
         for line in trainer.state.log_history:  # the last value of each
@@ -224,6 +267,7 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
             flops=trainer.state.total_flos or None,
             parameters=count_parameters(model),
             steps=trainer.state.global_step,
+            peak_memory_bytes=peak,
             metrics=metrics,
             weights_sha256=record.hash_weights(run.directory),
             tokenizer_sha256=record.hash_tokenizer(run.directory),

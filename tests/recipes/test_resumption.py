@@ -92,6 +92,37 @@ def test_changed_settings_are_refused_with_the_difference(rungs, tmp_path, name,
     assert not (directory / "model.safetensors").exists()
 
 
+def test_how_a_step_is_split_may_change(rungs, tmp_path):
+    whole = rungs["pretrain"]
+    directory = interrupt(whole, tmp_path / "pretrain", 2)
+    changed = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    resumed = run_recipe("pretrain", directory, **{**rungs.settings("pretrain"), **changed})
+    assert resumed.record["tokens"] == whole.record["tokens"]
+    told = [[line["loss"] for line in run.trainer.state.log_history if "loss" in line] for run in (resumed, whole)]
+    assert told[0] == pytest.approx(told[1], rel=1e-4)
+
+
+def test_another_number_of_rows_a_step_is_refused(rungs, tmp_path):
+    directory = interrupt(rungs["pretrain"], tmp_path / "pretrain", 2)
+    for batch, accumulation in ((2, 1), (4, 2)):
+        changed = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        with pytest.raises(InputError) as refused:
+            run_recipe("pretrain", directory, **{**rungs.settings("pretrain"), **changed})
+        rows = batch * accumulation
+        assert (
+            f"4 rows a step (4 x 1 x 1), and this one has {rows} rows a step ({batch} x {accumulation} x 1)" in refused.value.what
+        )
+        assert "their product is 4" in refused.value.fix
+
+
+def test_how_a_step_is_split_may_not_change_elsewhere(rungs, tmp_path):
+    """Another trainer's order of rows may depend on it."""
+    directory = interrupt(rungs["sft"], tmp_path / "sft", 2)
+    with pytest.raises(InputError, match="gradient_accumulation_steps: 1 -> 2"):
+        changed = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+        run_recipe("sft", directory, **{**rungs.settings("sft"), **changed})
+
+
 def test_changed_rewards_are_refused(rungs, tmp_path):
     directory = interrupt(rungs["grpo"], tmp_path / "grpo", 3)
     with pytest.raises(InputError, match="rewards: "):

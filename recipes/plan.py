@@ -1,0 +1,138 @@
+"""What a rung, or a whole ladder, will cost: memory, disk, hours and money, before anything is run.
+
+python recipes/plan.py --config recipes/small/pretrain.yaml --gpu H100
+python recipes/plan.py --config recipes/base --gpu H100 --count 8 --price 2.50
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from groundup.configs import quieten
+from groundup.errors import InputError
+from groundup.hardware import named_device, this_device
+from groundup.plan import SCHEMES, check, plan, show_bytes, show_parts
+from groundup.report import show_seconds
+from groundup.workload import TYPES, read_workload
+from transformers.utils import logging
+
+
+def main(options: argparse.Namespace, overrides: list[str]) -> int:
+    # 1. The device
+    device = named_device(options.gpu) if options.gpu else this_device()
+    device = replace(device, memory=int(options.memory * 2**30)) if options.memory else device
+    scheme = options.scheme or ("DDP" if options.count > 1 else None)
+
+    # 2. Every rung
+    plans, problems = [], []
+    for path in files(options.config):
+        logging.set_verbosity_error()  # what the recipes' arguments warn of belongs to their own runs
+        load = read_workload(path, options.rung, options.count, options.rows, overrides)
+        plans.append(found := plan(load, device, scheme, options.mfu, options.price, not options.no_calibration))
+        try:
+            found["warnings"] = check(found)
+        except InputError as error:
+            found["warnings"] = [error.what]
+            problems.append(error)
+
+    # 3. Print
+    print(json.dumps(plans)) if options.json else show(plans)
+    for error in problems:
+        print(f"error: {error}", file=sys.stderr)
+    return 2 if problems else 0
+
+
+def files(names: list[str]) -> list[str]:
+    """The YAML files named, of a directory those of its rungs in ladder order."""
+    found = []
+    for name in names:
+        if not Path(name).is_dir():
+            found.append(name)
+            continue
+        rungs = {rung: Path(name) / f"{rung}.yaml" for rung in TYPES}
+        found += [str(path) for path in rungs.values() if path.is_file()]
+        if not any(path.is_file() for path in rungs.values()):
+            raise InputError("no rung's YAML in this directory", name, f"it should hold {', '.join(f'{r}.yaml' for r in TYPES)}")
+    return found
+
+
+def show(plans: list[dict]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    table = Table("rung", box=None, pad_edge=False)
+    for name in ("parameters", "steps", "tokens", "FLOPs", "memory a device", "disk", "time", "cost"):
+        table.add_column(name, justify="right")
+    for found in plans:
+        memory = found["memory"]
+        table.add_row(
+            found["rung"],
+            count(found["parameters"]),
+            f"{found['steps']:,}" if found.get("steps") else "",
+            count(found["tokens"]),
+            f"{found['flops']:.1e}" if found["flops"] else "",
+            show_bytes(memory["total"]) if memory else "",
+            show_bytes(sum(found["disk"].values())) if found["disk"] else "",
+            show_seconds(found["seconds"]) or "unknown",
+            money(found["dollars"]),
+        )
+    if len(plans) > 1:
+        tokens, seconds, dollars = ([p[key] for p in plans if p[key] is not None] for key in ("tokens", "seconds", "dollars"))
+        name = "all" if len(seconds) == len(plans) else "what is known"
+        table.add_row(
+            name, "", "", count(sum(tokens)), "", "", "", show_seconds(sum(seconds)), money(sum(dollars) if dollars else None)
+        )
+    first = plans[0]
+    devices = f"{first['devices']} x {first['device']}" if first["devices"] > 1 else first["device"]
+    console.print(f"on {devices}, {next((p['scheme'] for p in plans if p['memory']), first['scheme'])}", highlight=False)
+    console.print(table)
+    for found in plans:
+        if memory := found["memory"]:
+            console.print(f"\n[bold]{found['rung']}[/bold]: {show_parts(memory['parts'])}", highlight=False)
+            if memory["schemes"]:
+                spread = ", ".join(f"{name} {show_bytes(memory['schemes'][name])}" for name in SCHEMES if name in memory["schemes"])
+                console.print(f"  spread otherwise: {spread}", highlight=False)
+        for key in ("warnings", "unknown"):
+            for line in found[key]:
+                console.print(f"  {key.removesuffix('s')}: {line}", style="yellow", highlight=False)
+    for line in dict.fromkeys(line for found in plans for line in found["assumed"]):
+        console.print(f"assumed: {line}", style="dim", highlight=False)
+
+
+def money(dollars: float | None) -> str:
+    return "" if dollars is None else f"${dollars:,.2f}"
+
+
+def count(number: float | None) -> str:
+    """`124 M`; empty where there is none."""
+    if number is None:
+        return ""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+if __name__ == "__main__":
+    epilog = "Any other `--key value` overrides the YAML, as on the recipe's command line."
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=epilog)
+    parser.add_argument("--config", required=True, nargs="+", help="YAML files of rungs, or a directory of them")
+    parser.add_argument("--rung", choices=TYPES, help="when the YAML's keys do not tell")
+    parser.add_argument("--gpu", help="a device of the table in groundup.hardware; this machine if left out")
+    parser.add_argument("--count", type=int, default=1, help="how many devices")
+    parser.add_argument("--scheme", choices=SCHEMES, help="how the model is spread over them; DDP if left out")
+    parser.add_argument("--mfu", type=float, help="share of the peak that training gets, such as 0.4")
+    parser.add_argument("--price", type=float, help="dollars an hour and device")
+    parser.add_argument("--memory", type=float, help="GiB of a device, instead of the table's")
+    parser.add_argument("--rows", type=int, help="rows of the data set, where they cannot be counted")
+    parser.add_argument("--no_calibration", action="store_true", help="time no steps on this machine")
+    parser.add_argument("--json", action="store_true", help="one JSON line instead of the table")
+    try:
+        quieten()
+        sys.exit(main(*parser.parse_known_args()))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

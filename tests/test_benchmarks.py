@@ -1,0 +1,251 @@
+"""benchmarks/: each file takes --quick and prints one JSON line last; what they share is right."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))  # as python does for a script
+
+import gpu  # noqa: E402
+import measure  # noqa: E402
+
+PARTS = {"measure", "peers", "runs"}  # what benchmarks share
+SCRIPTS = [path for path in sorted((ROOT / "benchmarks").iterdir()) if path.suffix in (".py", ".sh") and path.stem not in PARTS]
+
+
+def run(path, *words, **environment):
+    """A benchmark as a user starts it, with this Python; what it printed."""
+    path, command = Path(path), {".py": sys.executable, ".sh": "bash"}
+    settings = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src"), **environment}
+    done = subprocess.run([command[path.suffix], path, *map(str, words)], capture_output=True, text=True, env=os.environ | settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def last_json(said):
+    return json.loads(said.splitlines()[-1])
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_every_benchmark_takes_quick(path):
+    """Its help says so; the slow ones are not run here."""
+    assert "--quick" in run(path, "--help")
+
+
+def test_every_benchmark_ends_in_one_line_of_json():
+    for path in SCRIPTS:
+        if path.suffix == ".py":
+            assert "last_line(" in path.read_text(), path.name
+        else:  # a Python one has the last word
+            assert path.read_text().rstrip().splitlines()[-1].count(".py") == 1, path.name
+
+
+# ---- ladder_table.py, real_text_table.py
+
+
+def estimate(value):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 10}
+
+
+def test_ladder_table_has_a_column_a_seed(tmp_path):
+    for seed, value in (("0", 0.5), ("1", 0.6)):
+        rungs = [{"rung": "pretrain", "seconds": 12.0, "metrics": {"cloze": estimate(value)}}]
+        (tmp_path / seed / "out" / "nano").mkdir(parents=True)
+        (tmp_path / seed / "out" / "nano" / "report.json").write_text(json.dumps({"rungs": rungs}))
+    (tmp_path / "0" / "cost.json").write_text('{"seconds": 60.0, "peak_gb": 1.5}')
+    said = run(ROOT / "benchmarks" / "ladder_table.py", tmp_path, 0, 1)
+    assert "| pretrain | Cloze | 50 % (40-60) | 60 % (50-70) |" in said
+    figures = last_json(said)
+    assert figures["seeds"]["1"]["pretrain"]["cloze"] == 0.6 and figures["cost"] == {"0": {"seconds": 60.0, "peak_gb": 1.5}}
+
+
+def test_real_text_table_ends_in_its_figures(tmp_path):
+    from groundup import record
+
+    rung = tmp_path / "out" / "real" / "pretrain"
+    entry = {
+        "rung": "pretrain",
+        "status": "finished",
+        "started": "2026-01-01T00:00:00",
+        "seed": 0,
+        "seconds": 9.0,
+        "git_commit": "x",
+    }
+    record.write(
+        rung, {**entry, "git_commit": None, "hardware": record.hardware(), "versions": record.versions(), "tokens": 10, "steps": 2}
+    )
+    found = {"schema": 1, "metrics": {"bits_per_byte": estimate(1.7)}, "settings": {"k": 2}, "samples": []}
+    record.write_json(rung / "eval.json", found)
+    record.write_json(rung / "trainer_state.json", {"log_history": [{"loss": 2.0, "step": 1}]})
+    (tmp_path / "prepared").mkdir()
+    pairs = [{"prompt": "a", "chosen": "long", "rejected": "no"}, {"prompt": "b", "chosen": "x", "rejected": "long"}]
+    (tmp_path / "prepared" / "preferences.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    said = run(ROOT / "benchmarks" / "real_text_table.py", tmp_path)
+    assert "| pretrain | 1.700 (1.600 to 1.800) |" in said
+    assert last_json(said)["metrics"] == {"pretrain": {"bits_per_byte": 1.7}} and "sft" in last_json(said)["unfinished"]
+
+
+# ---- gpu.sh
+
+
+@pytest.fixture(scope="module")
+def look(tmp_path_factory):
+    """The whole script in small, on a CPU, once: its figures, what it printed, and its folder."""
+    folder = tmp_path_factory.mktemp("gpu")
+    said = run(ROOT / "benchmarks" / "gpu.sh", "--quick", "--device", "cpu", "--nanochat", folder / "no_nanochat", "--out", folder)
+    return last_json(said), said, folder
+
+
+def test_gpu_script_trains_the_recipe(look):
+    figures, said, folder = look
+    ours, _ = figures["results"]
+    assert ours["contestant"] == "ours" and "failed" not in ours, ours
+    assert ours["tokens_per_second"] > 0 and ours["parameters"] > 100_000 and ours["flops_per_token"] > 6 * 100_000
+    assert list(ours["loss"]) == ["2", "4", "6"] and ours["loss"]["6"] < ours["loss"]["2"]
+    assert f"{ours['tokens_per_second']:,.0f}" in said
+    (written,) = folder.glob("*/results.json")
+    assert json.loads(written.read_text())["results"] == figures["results"]
+
+
+def test_gpu_script_goes_on_when_one_fails(look):
+    figures, said, _ = look
+    _, peer = figures["results"]
+    assert peer["contestant"] == "nanochat" and "nanochat" in peer["failed"]
+    assert "| tiny | nanochat | no figure: ModuleNotFoundError" in said and figures["against_nanochat"] == {}
+
+
+def job(tmp_path, until, contestants=("ours", "nanochat")):
+    return {"name": "tiny", "contestants": list(contestants), "results": str(tmp_path / "r.jsonl"), "until": until, "device": "cpu"}
+
+
+def results(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+
+
+def test_a_group_without_time_is_reported(tmp_path):
+    gpu.run_job(job(tmp_path, until=0), tmp_path)
+    assert [(r["contestant"], r["failed"]) for r in results(tmp_path)] == [("ours", "no time left"), ("nanochat", "no time left")]
+
+
+def test_a_group_that_dies_or_hangs_is_reported(tmp_path, monkeypatch):
+    def dies(command, **kwargs):
+        (tmp_path / "r.jsonl").write_text('{"shape": "tiny", "contestant": "ours", "seconds": 1}\n')  # the first was done
+        return subprocess.CompletedProcess(command, -9)
+
+    monkeypatch.setattr(gpu.subprocess, "run", dies)
+    gpu.run_job(job(tmp_path, until=gpu.time.time() + 100), tmp_path)
+    first, second = results(tmp_path)
+    assert "failed" not in first and second["failed"].startswith("its process ended with status -9")
+
+    def hangs(command, timeout, **kwargs):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(gpu.subprocess, "run", hangs)
+    gpu.run_job(job(tmp_path, until=gpu.time.time() + 100), tmp_path)
+    assert all(r["failed"].startswith("stopped after ") for r in results(tmp_path)[2:]) and len(results(tmp_path)) == 4
+
+
+def test_a_contestant_that_takes_too_long_is_stopped():
+    with pytest.raises(gpu.OutOfTime), gpu.limited(0.05):
+        while True:
+            pass
+
+
+def test_shapes_are_those_asked_for():
+    from groundup.model import Dial, dial
+
+    chosen: Dial = dial(12, gpu.VOCABULARY)
+    shape = gpu.SHAPES["124M"]
+    assert (shape["width"], shape["layers"], shape["inner"]) == (chosen.hidden_size, chosen.depth, chosen.intermediate_size)
+    assert shape["rows"] * gpu.LENGTH == chosen.batch_tokens
+    larger = gpu.SHAPES["350M"]
+    w = larger["width"]
+    parameters = larger["layers"] * (4 * w * w + 3 * w * larger["inner"]) + gpu.VOCABULARY * w
+    assert parameters == pytest.approx(0.35e9, rel=0.05)
+    for s in gpu.SHAPES.values():
+        assert s["rows"] % s["micro"] == 0 and s["micro"] % 8 == 0  # an eighth of it on a smaller GPU
+
+
+def test_peak_of_the_gpus_the_targets_speak_of():
+    """Dense bf16, by the makers' data sheets; and the MFU is the share of it that the model's FLOPs are."""
+    from trl.trainer.utils import get_peak_flops
+
+    assert get_peak_flops("NVIDIA H200", "bfloat16") == get_peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
+    assert get_peak_flops("some other card", "bfloat16") is None
+
+
+def test_ratio_is_ours_over_nanochats():
+    rates = [("124M", "ours", 30.0), ("124M", "nanochat", 20.0), ("350M", "ours", 5.0)]
+    found = [{"shape": shape, "contestant": who, "tokens_per_second": rate} for shape, who, rate in rates]
+    assert gpu.ratios([*found, {"shape": "350M", "contestant": "nanochat", "failed": "x"}]) == {"124M": 1.5}
+
+
+# ---- measure.py
+
+
+def test_machine_names_what_a_figure_depends_on():
+    found = measure.machine()
+    assert found["cpu"] and found["cores"] >= 1 and found["threads"] >= 1 and found["memory_gb"] > 0
+    assert {"python", "torch", "transformers", "groundup"} <= set(found["versions"])
+    json.dumps(found)
+
+
+def test_header_prints_machine_versions_and_command(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/learning.py", "--quick", "a b"])
+    found = measure.header()
+    said = capsys.readouterr().out
+    assert found["command"] == "python benchmarks/learning.py --quick 'a b'" and f"`{found['command']}`" in said
+    assert found["machine"]["cpu"] in said and f"torch {found['machine']['versions']['torch']}" in said
+    assert measure.header("bash benchmarks/x.sh")["command"] == "bash benchmarks/x.sh"
+
+
+def test_last_line_is_one_line_of_standard_json(capsys):
+    measure.last_line({"loss": float("nan"), "rate": 1.5, "where": Path("a") / "b", "text": "two\nlines"})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {"loss": "nan", "rate": 1.5, "where": "a/b", "text": "two\nlines"}
+
+
+def test_peak_rss_is_in_bytes_and_never_falls():
+    before = measure.peak_rss()
+    assert 50e6 < before < 100e9
+    block = bytearray(200_000_000)
+    block[::4096] = b"x" * len(block[::4096])  # touched, so that it is resident
+    after = measure.peak_rss()
+    assert after >= before
+    del block
+    assert measure.peak_rss() >= after
+
+
+def test_loop_timer_leaves_the_warm_up_out(monkeypatch):
+    clock, costs = [100.0], [9.0, 9.0, 1.0, 2.0, 3.0, 4.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+
+    def step():
+        clock[0] += costs.pop(0)
+
+    assert measure.loop_timer(step, times=4, warm_up=2) == [1.0, 2.0, 3.0, 4.0]
+    assert not costs
+
+
+def test_in_turn_alternates():
+    order = []
+    contestants = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    seconds = measure.in_turn(contestants, rounds=3, warm_up=1)
+    assert "".join(order) == "ab" + "ababab"
+    assert {name: len(s) for name, s in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_parser_knows_quick():
+    parser = measure.parser("What it measures.")
+    assert parser.parse_args(["--quick"]).quick and not parser.parse_args([]).quick
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--qui"])
+
+
+def test_table_is_markdown():
+    assert measure.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
