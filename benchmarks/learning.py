@@ -19,7 +19,7 @@ from peers import Nanochat
 from runs import pretrain, real_corpus
 
 BATCH, LENGTH = 16, 256
-OURS = {  # the settings of recipes/real, at this length
+SHARED = {
     "model_type": "qwen3",
     "max_length": LENGTH,
     "per_device_train_batch_size": BATCH,
@@ -33,7 +33,15 @@ OURS = {  # the settings of recipes/real, at this length
     "warmup_steps": 10,
     "lr_scheduler_type": "warmup_stable_decay",
 }
-MUON = {"muon_learning_rate": 0.02, "learning_rate": 8e-3, "adam_beta1": 0.8, "adam_beta2": 0.95, "weight_decay": 0.0}
+MUON = {
+    "muon_learning_rate": 0.02,
+    "learning_rate": 8e-3,
+    "embedding_learning_rate": 0.1,
+    "head_learning_rate": 4e-3,
+    "embedding_std": 0.8,
+    "head_std": 1e-3,
+    "residual_init": "zero",
+}
 TUNED = {"learning_rate": 3e-3, "adam_beta2": 0.95, "weight_decay": 0.0}
 DEFAULTS = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine"}  # betas, decay and epsilon as TrainingArguments has them
 
@@ -47,7 +55,7 @@ def ours(args, seed: int, steps: int, name: str, settings: dict, corpus: tuple[P
         {
             "dataset": str(tokens),
             "tokenizer_path": str(tokenizer),
-            **OURS,
+            **SHARED,
             "model_config": args.sizes,
             **schedule,
             **settings,
@@ -117,7 +125,7 @@ def main() -> None:
     if args.quick:
         args.tokens, args.seeds, args.work = 12 * BATCH * LENGTH, [0], args.work / "quick"
         args.sizes |= {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 2}
-        OURS["torch_compile"] = False
+        SHARED["torch_compile"] = False
     about = header()
     args.work.mkdir(parents=True, exist_ok=True)
     corpus = real_corpus(args.data, args.work)

@@ -28,6 +28,9 @@ rung() { # rung NAME [OPTION ...]: one accelerate launch
 # Rung 0. Tokenizer: text becomes numbers. Special tokens and the chat template are installed now, and never touched again.
 python "$recipes/tokenizer.py" --config "$recipes/$scale/tokenizer.yaml"
 
+# A corpus from the Hub is cleaned, de-duplicated, decontaminated and tokenised once; toyland's few documents need none of it.
+[ "$scale" = nano ] || python "$recipes/prepare.py" --config "$recipes/$scale/prepare.yaml"
+
 # Rung 1. Pre-training: from random weights, the next word of a million. It learns the facts, and cannot be asked for them.
 rung pretrain --seed "$seed"
 

@@ -80,14 +80,14 @@ def show(plans: list[dict]) -> None:
             money(found["dollars"]),
         )
     if len(plans) > 1:
-        tokens, seconds, dollars = ([p[key] for p in plans if p[key] is not None] for key in ("tokens", "seconds", "dollars"))
+        tokens = [p["tokens"] for p in plans if p.get("steps")]  # those that something is trained on
+        seconds, dollars = ([p[key] for p in plans if p[key] is not None] for key in ("seconds", "dollars"))
         name = "all" if len(seconds) == len(plans) else "what is known"
         table.add_row(
             name, "", "", count(sum(tokens)), "", "", "", show_seconds(sum(seconds)), money(sum(dollars) if dollars else None)
         )
-    first = plans[0]
-    devices = f"{first['devices']} x {first['device']}" if first["devices"] > 1 else first["device"]
-    console.print(f"on {devices}, {next((p['scheme'] for p in plans if p['memory']), first['scheme'])}", highlight=False)
+    last = plans[-1]
+    console.print(f"on {last['devices']} x {last['device']}, {last['scheme']}", highlight=False)
     console.print(table)
     for found in plans:
         if memory := found["memory"]:

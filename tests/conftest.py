@@ -70,3 +70,36 @@ def write(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def ladder(tmp_path):
+    """Directory with the YAML of a small ladder of which nothing has run yet."""
+    import yaml
+
+    def write_yaml(path, **values):
+        path.write_text(yaml.safe_dump(values))
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    common = {"report_to": "none", "bf16": False, "gradient_checkpointing": False}
+    write_yaml(tmp_path / "tokenizer.yaml", dataset="text.jsonl", vocab_size=1000, output_dir="out/t/tokenizer")
+    write_yaml(
+        tmp_path / "pretrain.yaml",
+        dataset="somebody/text",
+        tokenizer_path="out/t/tokenizer",
+        model_config=sizes,
+        max_length=128,
+        output_dir="out/t/pretrain",
+        max_steps=10,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+    )
+    start = {"dataset": "somebody/rows", "output_dir": "out/t/sft", "max_steps": 7, **common}
+    write_yaml(tmp_path / "sft.yaml", model_name_or_path="out/t/pretrain", max_length=64, **start)
+    start |= {"output_dir": "out/t/reward"}
+    write_yaml(tmp_path / "reward.yaml", model_name_or_path="out/t/sft", **start)
+    start |= {"output_dir": "out/t/ppo", "rewards": [{"model": "out/t/reward", "weight": 1.0}], "max_completion_length": 32}
+    write_yaml(
+        tmp_path / "ppo.yaml", model_name_or_path="out/t/sft", per_device_train_batch_size=8, steps_per_generation=2, **start
+    )
+    return tmp_path

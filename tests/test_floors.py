@@ -8,9 +8,10 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "groundup"
 FLOORS = (
     "errors chat answers objectives stats phrases scoreboard record configs packing order",  # facts and formulas
-    "tokenizer model head toyland sources data verifier rewards metrics shards checkpoint cleaning minhash contamination",  # things
+    "tokenizer model head toyland sources data verifier rewards metrics shards checkpoint cleaning minhash contamination"
+    " hardware memory",  # things
     "optim callbacks pretraining sft grpo ppo evaluation corpus selection",  # loops
-    "card curves report stage preparation",  # joints
+    "card curves report stage preparation workload step plan",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
@@ -25,6 +26,10 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("ppo", "grpo"),
     ("report", "curves"),
     ("stage", "card"),
+    ("stage", "plan"),
+    ("plan", "step"),
+    ("plan", "workload"),
+    ("step", "workload"),
 }
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 SAYS_NOTHING = {"utils", "util", "helpers", "helper", "common", "core", "manager", "base", "misc"}

@@ -366,11 +366,38 @@ def test_a_step_is_the_same_however_it_is_split(tiny_model, tmp_path, packed):
     assert len(set(told[4][1])) == 6
 
 
-def test_batches_leave_transformers_to_find_the_fastest_attention():
+def test_batches_have_no_mask_and_make_no_cache():
+    """With either, transformers does not look at position ids (and DataCollatorWithPadding takes 25 times as long)."""
     plain = collate([Rows(3)[0], Rows(3)[1]])
-    assert plain.keys() == {"input_ids", "labels"} and plain["input_ids"].shape == (2, LENGTH)
+    assert plain.keys() == {"input_ids", "labels", "use_cache"} and plain["input_ids"].shape == (2, LENGTH)
     packed = collate([Rows(3, packed=True)[0]])
     assert packed["use_cache"] is False and packed["position_ids"].shape == (1, LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes", "packed", "attention"),
+    [
+        ("qwen3", {}, False, "sdpa_causal"),
+        ("qwen3", {}, True, "sdpa"),
+        ("mistral", {"sliding_window": LENGTH}, False, "sdpa_causal"),
+        ("mistral", {"sliding_window": 4}, False, "sdpa"),
+        ("gemma3_text", {"sliding_window": 4, "head_dim": 16}, False, "sdpa"),
+    ],
+)
+def test_attention_that_is_causal_by_a_flag_changes_nothing(tokenizer, tmp_path, architecture, sizes, packed, attention):
+    from groundup.model import build_config, build_model
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, **sizes}
+    model = build_model(build_config(architecture, tokenizer, sizes, max_length=64), seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)  # at birth attention is so even that what it sees hardly shows
+    rows = Rows(8, packed)
+    batch = collate([rows[row] for row in range(8)])
+    expected = copy.deepcopy(model)(**batch).loss
+    trainer = train(model, tmp_path, rows, max_steps=1, per_device_train_batch_size=8, learning_rate=0.0)
+    assert model.config._attn_implementation == attention
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_fewer_rows_than_a_step_takes(tiny_model, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from groundup.configs import DataArguments, parse
+from groundup.configs import DataArguments, PrepareArguments, parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -77,7 +77,7 @@ def test_there_are_cluster_commands():
 
 
 def test_yaml_examples_are_read():
-    known = set(DataArguments.__dataclass_fields__) | {"path", "weight"}
+    known = set(DataArguments.__dataclass_fields__) | set(PrepareArguments.__dataclass_fields__) | {"path", "weight"}
     examples = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
     assert len(examples) >= 2
     for example in examples:
@@ -100,7 +100,7 @@ def test_folders_of_the_tree_exist():
 def test_options_named_in_prose_exist():
     from trl import SFTConfig
 
-    fields = set(SFTConfig.__dataclass_fields__) | {"config_file", "cpu", "num_processes"}
+    fields = set(SFTConfig.__dataclass_fields__) | {"config_file", "cpu", "num_processes", "shard"}
     assert {option.replace("-", "_") for option in re.findall(r"`[^`\n]*?--(\w[\w-]*)", README)} <= fields
 
 

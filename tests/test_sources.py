@@ -6,6 +6,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from groundup import sources
 from groundup.configs import DataArguments
 from groundup.data import load_documents
 from groundup.errors import InputError
@@ -152,6 +153,34 @@ def test_bytes_that_are_not_utf8(write):
         f"  where: {path}, line 3\n"
         "  fix:   save it as UTF-8; from Latin-1: iconv -f latin1 -t utf-8 OLD > NEW"
     )
+
+
+def test_text_that_is_not_utf8_is_skipped_where_that_is_allowed(write, tmp_path):
+    write("set/a.txt", b"caf\xe9")
+    write("set/b.txt", "fine")
+    loaded = load_documents(DataArguments(dataset=str(tmp_path / "set"), max_bad_rows=1))
+    assert loaded.rows["text"][:] == ["fine"] and loaded.provenance[0]["dropped"] == {"did not parse": 1}
+
+
+def test_one_bad_piece_of_a_large_text_is_skipped(write):
+    pieces = [f"{n} {'x' * 100_000}\n\n".encode() for n in range(15)]
+    pieces[7] = b"\xff" + pieces[7]
+    path = write("a.txt", b"".join(pieces))
+    assert [text.split()[0] for text in texts(path, max_bad_rows=1)] == [str(n) for n in range(15) if n != 7]
+    assert "byte 0xff is not UTF-8\n" in (message := refusal(load_documents, dataset=path)) and "line 15\n" in message
+
+
+def test_line_without_end(write, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST", 1 << 20)
+    path = write("a.jsonl", b'{"text": "one"}\n' + b"x" * (2 << 20))
+    message = refusal(load_documents, dataset=path)
+    assert message == f"a line longer than 1 MB\n  where: {path}, line 2\n  fix:   is it text? cut it into lines"
+
+
+def test_file_that_vanishes_while_it_is_read(write, tmp_path):
+    rows = sources.read_files([tmp_path / "gone.jsonl"], "text")
+    with pytest.raises(InputError, match="the file has vanished"):
+        next(rows)
 
 
 def test_bytes_that_are_not_utf8_in_json(write):

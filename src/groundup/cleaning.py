@@ -10,7 +10,7 @@ from groundup.errors import InputError
 # Control characters but tab and line feed, byte order marks, what Unicode says is no character, and halves of surrogate pairs.
 NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff\ud800-\udfff]")
 CONTROLS = bytes(byte for byte in [*range(32), 127] if chr(byte) not in "\t\n")
-OTHERS = (b"\xef\xbb\xbf", b"\xef\xbf\xbe", b"\xef\xbf\xbf", b"\xed")  # the rest of NO_TEXT in UTF-8, and some Korean
+OTHERS = (b"\xed", b"\xef")  # first bytes of the rest of NO_TEXT, and of much that is text
 C1 = re.compile(b"\xc2[\x80-\x9f]")
 
 # Name in YAML -> module and class in datatrove. C4's filter of lines is not here: it rewrites a document, these only judge it.

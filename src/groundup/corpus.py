@@ -9,7 +9,6 @@ the same order, so that a document is known by its number in it. `scan` reads a 
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import os
 from collections import Counter
@@ -25,6 +24,7 @@ from groundup.data import stream_documents
 from groundup.errors import InputError
 from groundup.record import write_json
 from groundup.sources import HUB_ERRORS, find_files, hub_error, list_sources, open_hub, read_files
+from xxhash import xxh3_64_intdigest
 
 NOTE = np.dtype([("hash", "<u8"), ("group", "<u8"), ("size", "<u4"), ("source", "<u2"), ("dropped", "u1")])  # size in bytes
 CHUNK = 1 << 20  # bytes of text that are checked for contamination at once
@@ -124,7 +124,8 @@ def list_corpus(args: DataArguments) -> list[Source]:
 
 
 def hash_text(raw: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+    """64 bits, at 3 GB/s: among a billion documents it takes one for the duplicate of another with a chance of 3 %."""
+    return xxh3_64_intdigest(raw)
 
 
 def read_documents(

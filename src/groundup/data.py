@@ -290,4 +290,5 @@ def _text(row: dict, column: str) -> str:
         raise InputError(f"`{column}` is {show(value)}, not text", fix=f'write text: {{"{column}": "..."}}')
     if value is None or not value.strip("\0\ufeff \r\n\t"):
         raise Drop(f"empty {column}")
-    return value.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
+    value = value.replace("\0", "")
+    return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value

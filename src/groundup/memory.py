@@ -7,7 +7,7 @@ layers takes a second or two whatever its size.
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -34,37 +34,47 @@ class LiveBytes(TorchDispatchMode):
         self.vocab_size, self.heap = vocab_size, heap
         self.now: Counter = Counter()
         self.peak: Counter = Counter()
-        self._known: dict[int, list] = {}  # of a storage: what watches it, its part, its bytes
+        self._calls = self._peak_call = 0
+        self._known: dict[int, list] = {}  # of a storage: what watches it, its part, its bytes, the call that made it
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
+        self._calls += 1
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
                 logits = tensor.ndim > 1 and tensor.shape[-1] == self.vocab_size
                 self.count(tensor, "logits" if logits else "activations", again=False)
         if self.now.total() > self.peak.total():
-            self.peak = self.now.copy()
+            self.peak, self._peak_call = self.now.copy(), self._calls
         return made
 
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        self.peak, self._peak_call = self.now.copy(), self._calls
+
     def count(self, tensor: torch.Tensor, part: str, again: bool = True) -> None:
-        """Enter a tensor under `part`; a known one changes its part if `again`."""
+        """Enter a tensor under `part`; a known one changes its part if `again`, and what it was at the peak."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
             if again:
-                _, old, size = self._known[key]
-                self.now[old] -= size
-                self.now[part] += size
+                _, old, size, born = self._known[key]
+                for counter in [self.now, self.peak] if born <= self._peak_call else [self.now]:
+                    counter[old] -= size
+                    counter[part] += size
                 self._known[key][1] = part
             return
         size = storage.nbytes()
-        size = int(size * HEAP) if self.heap and size < MAPPED else size if self.heap else -(-size // CUDA_BLOCK) * CUDA_BLOCK
+        if not self.heap:
+            size = -(-size // CUDA_BLOCK) * CUDA_BLOCK
+        elif size < MAPPED:
+            size = int(size * HEAP)
 
         def release(_, key=key):
-            _, part, size = self._known.pop(key)
+            _, part, size, _ = self._known.pop(key)
             self.now[part] -= size
 
-        self._known[key] = [weakref.ref(storage, release), part, size]
+        self._known[key] = [weakref.ref(storage, release), part, size, self._calls]
         self.now[part] += size
 
 
@@ -109,7 +119,7 @@ def peak_of_step(
                 state = [t for t in tree_leaves(list(stepper.state.values())) if isinstance(t, torch.Tensor)]
             for tensor in state:
                 live.count(tensor, "optimizer")
-            live.peak = live.now.copy()
+            live.restart()
             for _ in range(min(accumulation, 2)):
                 with torch.autocast("cpu", autocast, enabled=autocast is not None):
                     value = loss(*models)
@@ -125,14 +135,3 @@ def largest_layer(model: torch.nn.Module) -> tuple[int, int]:
     layers = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in (layers[0] if layers else [])]
     return max(sizes, default=0), sum(p.numel() for p in model.parameters()) - sum(sizes)
-
-
-def on_meta(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-    """A model without memory behind it, to count its parameters."""
-    with torch.device("meta"):
-        return build()
-
-
-def parameters_of(models: Iterable[torch.nn.Module]) -> int:
-    """Parameters of several models, tied ones once."""
-    return sum(p.numel() for model in models for p in model.parameters())

@@ -34,9 +34,11 @@ COMMUNICATION = 512 * 2**20  # bytes of NCCL's channels, outside PyTorch's alloc
 BUCKET = 500_000_000  # elements of DeepSpeed's buckets unless its configuration says otherwise
 LIBRARIES = 40 * 2**20  # bytes of code and kernels that a CPU run loads only when it trains
 TIGHT = 0.9  # of the device's memory: the predictions are good to a tenth
-STARTING = 4.0  # seconds from a rung's start to its first step and from its last to its end, without data
+STARTING = 2.0  # seconds before a rung's first step and after its last, without reading data
 COMPILING = 60.0  # seconds of torch.compile, forward and backward
-READING = 1.5e6  # bytes of text a second that are read, tokenised and packed in one process
+LEARNING = 6e6  # bytes of text a second that a tokenizer is trained on
+READING = 4e6  # bytes of text a second that one process reads and tokenises
+PREPARING = 1.5e6  # the same with duplicates and overlaps sought
 BUDGET = 4e10  # FLOPs of one pass that is timed
 BUDGET_AT_START = 4e9  # the same before a run, which it holds up by a second or two
 
@@ -65,10 +67,11 @@ def plan(
     found |= {"devices": load.world, "device": device.name, "scheme": scheme or "one device"}
     if load.model is None:
         tokens = int(load.text_bytes / BYTES_A_TOKEN) or None
+        rate = PREPARING if load.rung == "prepare" else LEARNING
         if tokens:
-            load.assumed.append(f"{BYTES_A_TOKEN:g} bytes of text a token, {READING / 1e6:g} MB of text a second")
+            load.assumed.append(f"{load.rung}: {BYTES_A_TOKEN:g} bytes a token, {rate / 1e6:g} MB of text a second on one core")
         found |= {"parameters": None, "tokens": tokens, "flops": None, "memory": None, "dollars": None}
-        found |= {"seconds": load.text_bytes / READING if tokens else None}
+        found |= {"seconds": load.text_bytes / rate if tokens else None}
         found["disk"] = {"tokens": 2 * tokens} if tokens and load.rung == "prepare" else {}
         return found | {"assumed": load.assumed, "unknown": load.unknown}
     with _silence():
@@ -151,7 +154,7 @@ def _rollout_seconds(step, device: Device, measured: bool, pass_seconds: float, 
     """Generating one batch of completions on a device, and scoring it with every model that reads it."""
     load = step.load
     readers = len(load.others) + (load.rung == "ppo")
-    scoring = readers * load.rollout / load.micro * pass_seconds / 3
+    scoring = readers * load.rollout / load.micro * pass_seconds / 3 / _all_trained(step)
     if measured:
         return measure_generation(step, budget) + scoring
     size = 2 if step.autocast else 4
@@ -183,7 +186,7 @@ def _memory(step: Step, device: Device, scheme: str | None, trained: int, everyt
         load.unknown.append(f"memory: {load.model.model_type} does not run on tensors without data ({type(error).__name__})")
         return None
     if step.optimizer_state() is None:
-        load.unknown.append(f"memory of the optimizer `{load.args.optim}`")
+        load.unknown.append(f"memory of the optimizer `{step.optimizer_name}`")
     if load.args.torch_compile:
         load.assumed.append("memory: torch.compile keeps 0.61 of the activations in mixed precision, 0.73 in float32")
     if cuda:
@@ -205,6 +208,7 @@ def _memory(step: Step, device: Device, scheme: str | None, trained: int, everyt
         "total": total,
         "tracked": total - (chosen["runtime"] if cuda else 0),  # what a run's `peak_memory_bytes` counts
         "device": device.memory,
+        "lengths_counted": load.counted,
         "schemes": {name: sum(of.values()) for name, of in schemes.items()},
     }
 
@@ -258,12 +262,14 @@ def _resident() -> int:
 def _disk(step: Step, parameters: int, trained: int) -> dict[str, int]:
     """Bytes that the rung will write: tokens, checkpoints (one more than are kept, while it rotates), and the result."""
     load, args = step.load, step.args
-    kept = args.save_total_limit
-    if load.steps and str(getattr(args.save_strategy, "value", args.save_strategy)) == "steps":
+    kept, strategy = args.save_total_limit or 1, str(getattr(args.save_strategy, "value", args.save_strategy))
+    if strategy == "no":
+        kept = 0
+    elif load.steps and strategy == "steps":
         saves = max(1, int(load.steps // args.save_steps if args.save_steps >= 1 else 1 / args.save_steps))
-        kept = min(saves, kept + 1) if kept else saves
+        kept = min(saves, args.save_total_limit + 1) if args.save_total_limit else saves
     checkpoint = 4 * trained + (step.optimizer_state() or 0)
-    found = {"checkpoints": (kept or 1) * checkpoint, "result": 4 * parameters}
+    found = {"checkpoints": kept * checkpoint, "result": 4 * parameters}
     if load.rung == "pretrain" and load.text_bytes:
         found["tokens"] = int(load.text_bytes / BYTES_A_TOKEN) * (2 if load.model.vocab_size <= 2**16 else 4)
     return found
@@ -286,7 +292,10 @@ def foresee(rung: str, given: tuple, args: TrainingArguments, used: int = 0) -> 
         return None
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = this_device(local)
-    load = describe(rung, given, args.world_size)
+    try:
+        load = describe(rung, given, args.world_size)
+    except InputError:  # the recipe will come to it, and knows better what it wanted
+        return None
     found = plan(load, device, scheme_of_launch(args.world_size), budget=BUDGET_AT_START)
     if next(argument for argument in given if isinstance(argument, DataArguments)).check_memory:
         for line in check(found, used):
@@ -316,10 +325,12 @@ def check(found: dict[str, Any], used: int = 0) -> list[str]:
     memory, rung = found["memory"], found["rung"]
     if memory:
         detail = f"{show_bytes(memory['total'])} of {show_bytes(memory['device'])} ({show_parts(memory['parts'])})"
+        fix, where = _smaller(found), f"{found['source'] or found['output_dir']} on {found['device']}"
+        if memory["total"] > memory["device"] and memory["lengths_counted"]:
+            raise InputError(f"{rung} will not fit: it needs about {detail}", where, f"{fix}; or `--check_memory false`")
         if memory["total"] > memory["device"]:
-            fix = _smaller(found)
-            raise InputError(f"{rung} will not fit: it needs about {detail}", found["device"], f"{fix}; or `--check_memory false`")
-        if memory["total"] > TIGHT * memory["device"]:
+            warnings.append(f"{rung} will not fit if its rows are as long as they may be: about {detail}; {fix}")
+        elif memory["total"] > TIGHT * memory["device"]:
             warnings.append(f"{rung}: memory will be tight, about {detail}")
     needed, free = max(0, sum(found["disk"].values()) - used), free_disk(found["output_dir"])
     detail = f"{show_bytes(needed)} of {show_bytes(free)} free ({show_parts(found['disk'])})"

@@ -18,6 +18,7 @@ import queue
 import shutil
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -184,7 +185,7 @@ class Preparation:
         with writer, write_aside(path) as aside:
             for documents, encodings in self._encoded(self._chosen(part)):
                 for (document, choice), encoding in zip(documents, encodings, strict=True):
-                    ids = np.fromiter(encoding.ids, np.int64, len(encoding))
+                    ids = np.frombuffer(array("I", encoding.ids), np.uint32)
                     if choice == HELD_OUT:
                         aside.write(ids.astype("<u4").tobytes())
                         lengths.append((len(ids), document.size))

@@ -17,7 +17,8 @@ from groundup.errors import InputError
 from groundup.model import count_parameters, dial, flops_per_token
 from groundup.order import Order
 from groundup.shards import ShardWriter, TokenShards, is_prepared, read_manifest, tokenizer_hash, write_manifest
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import AttentionInterface, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 from trl.trainer.utils import get_peak_flops_per_device
@@ -158,14 +159,10 @@ class DataEpoch(TrainerCallback):
 
 
 def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor | bool]:
-    """Rows as a batch, without an attention mask: attention is then causal by a flag, which is what the fast kernels take.
-
-    Packed rows go without a cache too: with a mask or a cache transformers does not look at where positions begin again, and
-    documents would see each other (`masking_utils._preprocess_mask_arguments`). Without a cache, and compiled, it makes a mask of
-    every row, so that the others keep theirs.
-    """
+    """Rows as a batch, without an attention mask. Packed rows go without a cache too: with a mask or a cache transformers does not
+    look at where positions begin again, and documents would see each other (`masking_utils._preprocess_mask_arguments`)."""
     batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    return {**batch, "use_cache": False} if "position_ids" in batch else batch
+    return {**batch, "use_cache": False}
 
 
 class PretrainTrainer(Trainer):
@@ -196,10 +193,16 @@ class PretrainTrainer(Trainer):
             where += f" x {self.args.world_size} processes"
             what = f"{rows} rows of {block_length} tokens, fewer than the {self.batch} of one step"
             raise InputError(what, where, "give more text, or a smaller `per_device_train_batch_size`")
-        attention = self.model.config._attn_implementation
-        if "position_ids" in self.train_dataset[0] and attention not in OWN_MASK:
+        attention, packed = self.model.config._attn_implementation, "position_ids" in self.train_dataset[0]
+        if packed and attention not in OWN_MASK:
             fix = f"use one of {', '.join(OWN_MASK)}, or `packing: wrapped`"
             raise InputError(f"`{attention}` lets packed documents see each other", "attn_implementation", fix)
+        windows = [self.model.config.to_dict().get(name) or math.inf for name in ("sliding_window", "attention_chunk_size")]
+        if not packed and attention == "sdpa" and min(windows) >= block_length:
+            # Compiled, transformers makes a mask of (B, 1, T, T) for fear of packed rows, and flash kernels take none. For a name
+            # without a mask function it makes no mask, and sdpa is causal by its flag, which knows no windows.
+            AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
+            self.model.set_attn_implementation("sdpa_causal")
         if self.args.max_steps <= 0:
             self.args.max_steps = math.ceil(self.args.num_train_epochs * rows / self.batch)
         for what in ("eval", "save", "logging"):
@@ -212,8 +215,9 @@ class PretrainTrainer(Trainer):
         self._flops = flops_per_token(self.model.config, count_parameters(self.model), block_length)
         self._step_tokens = self.batch * block_length
         self._since, self._since_step, self._paused = time.perf_counter(), 0, 0.0
-        cuda = self.args.device.type == "cuda"
-        self._peak = get_peak_flops_per_device() * self.args.world_size if cuda else None
+        dtype = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
+        peak = get_peak_flops_per_device(self.accelerator, dtype) if self.args.device.type == "cuda" else None
+        self._peak = peak and peak * self.args.world_size
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         args, seed = self.args, self.args.seed if self.args.data_seed is None else self.args.data_seed

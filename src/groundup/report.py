@@ -75,6 +75,7 @@ def _read_rung(directory: Path) -> dict[str, Any] | None:
         "evaluation": {key: measured.get(key) for key in ("seed", "seconds", "settings") if key in measured},
         **{key: known.get(key) for key in ("started", "tokens", "flops", "parameters", "world_size", "command")},
         **{key: known.get(key) for key in ("git_commit", "versions", "hardware", "config", "exit")},
+        **{key: known.get(key) for key in ("plan", "peak_memory_bytes", "prepared")},
         "final": known.get("metrics") or {},
     }
 
@@ -192,6 +193,52 @@ def _difficulty(report: dict) -> list[dict[str, Any]]:
     return tables
 
 
+def _predictions(rungs: list[dict]) -> list[list[str]]:
+    """What was foreseen beside what was found: rung, what, prediction, fact and their ratio, for each figure that has both."""
+    lines = []
+    for rung in rungs:
+        plan = rung["plan"] or {}
+        figures = (
+            ("peak memory", (plan.get("memory") or {}).get("tracked"), rung["peak_memory_bytes"], _show_bytes),
+            ("time", plan.get("seconds"), rung["seconds"], show_seconds),
+            ("tokens", plan.get("tokens"), rung["tokens"], show_count),
+        )
+        for what, foreseen, fact, show in figures:
+            if rung["status"] == "finished" and is_number(foreseen) and is_number(fact) and fact > 0:
+                lines.append([rung["name"], what, show(foreseen), show(fact), f"{foreseen / fact:.2f}"])
+    return lines
+
+
+def _preparation(rungs: list[dict]) -> list[list[str]]:
+    """How documents became tokens, a line of rung, what, documents and tokens for each count of a manifest (groundup.shards)."""
+    lines = []
+    for rung in rungs:
+        manifest = rung["prepared"] or {}
+
+        def line(what: str, documents: Any = None, tokens: Any = None, name: str = rung["name"]) -> None:
+            counts = [f"{count:,}" if is_number(count) else "" for count in (documents, tokens)]
+            lines.append([name, what, *counts])
+
+        if manifest.get("documents"):
+            line("read", manifest["documents"])
+        for reason, count in (manifest.get("dropped") or {}).items():
+            line(f"dropped: {reason}", count)
+        decontamination = manifest.get("decontamination") or {}
+        if "notice" in decontamination:
+            line(decontamination["notice"])
+        for entry in decontamination.get("sets") or ():
+            line(f"contaminated by {entry['name']}: {entry['items_found']} of {entry['items']} items found", entry["documents"])
+        for split, counts in (manifest.get("splits") or {}).items():
+            line(f"{split}, {manifest.get('packing')}", counts.get("documents"), counts.get("tokens"))
+            for reason, entry in (counts.get("dropped") or {}).items():
+                line(f"{split}, dropped: {reason}", entry.get("documents"), entry.get("tokens"))
+            if counts.get("padding"):
+                line(f"{split}, padding", None, counts["padding"])
+            if counts.get("split_documents"):
+                line(f"{split}, longer than a row and cut", counts["split_documents"])
+    return lines
+
+
 def _environments(rungs: list[dict]) -> list[dict[str, str]]:
     """Machine and versions, once for all rungs that share them."""
     groups: dict[tuple[str, str], list[str]] = {}
@@ -213,6 +260,10 @@ def show_seconds(seconds: float | None) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _show_bytes(size: float) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
 def show_hardware(hardware: dict) -> str:
@@ -258,6 +309,8 @@ def write_report(run_dir: str | Path) -> Path:
         "story": _story(report),
         "note": NOTE if report["synthetic"] else "",
         "environments": _environments(report["rungs"]),
+        "predictions": _predictions(report["rungs"]),
+        "preparation": _preparation(report["rungs"]),
     }
     figures = [
         {"rung": rung["name"], "title": title, "series": list(series), "svg": draw(f"{title}, {rung['name']}", series)}

@@ -32,6 +32,7 @@ from transformers import PreTrainedTokenizerBase
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+PASSES = "passes"  # what recipes/prepare.py keeps in the directory until it is finished
 PACKINGS = ("wrapped", "best_fit")
 SPLIT_NAMES = re.compile(r"(\w+)-(\d{5})-of-(\d{5})\.json")
 BLOCK = 2**22  # tokens written at once
@@ -224,7 +225,8 @@ def shard_name(split: str, shard: int, shards: int) -> str:
 def is_prepared(directory: str | Path | None) -> bool:
     """Whether this is a directory of shards, finished or not; raw text and ids on the Hub are none."""
     path = Path(directory or "")
-    return bool(directory) and path.is_dir() and ((path / MANIFEST).is_file() or any(path.glob("*-?????-of-?????.bin*")))
+    begun = (path / MANIFEST, path / PASSES)
+    return bool(directory) and (any(mark.exists() for mark in begun) or any(path.glob("*-?????-of-?????.bin*")))
 
 
 def write_manifest(directory: str | Path, tokenizer: PreTrainedTokenizerBase, sources: list[dict], **extra: Any) -> dict:

@@ -224,7 +224,7 @@ def parse(line: bytes, where: str = "") -> Any:
     text = _decode(line, where).rstrip()  # an error at the end of the line is then in the line
     try:
         value = json.loads(text)
-        if "\\ud" in text or "\\uD" in text:  # perhaps half a surrogate pair, which neither Arrow nor a tokenizer takes
+        if re.search(r"\\u[dD]", text):  # perhaps half a surrogate pair, which neither Arrow nor a tokenizer takes
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as error:

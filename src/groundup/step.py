@@ -16,7 +16,8 @@ from groundup.workload import Workload
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, add_fused_lm_head
+from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as TILE
+from trl.trainer.utils import add_fused_lm_head
 
 STATE = {  # optimizers of TrainingArguments: bytes of state a parameter
     "adamw_torch": 8,
@@ -130,35 +131,41 @@ class Step:
         return ChunkedCrossEntropy.apply(hidden, weight, ids[:, 1:].flatten(), self.load.settings.z_loss, chunk)
 
     @contextlib.contextmanager
-    def _tiles(self) -> Iterator[None]:
-        """TRL's head as the device runs it. On a GPU a kernel folds tiles of logits in place, and what stands in for it elsewhere
-        makes copies; on a CPU the part of a tile that lies beyond the vocabulary is never touched, so it is no memory."""
+    def _as_real(self) -> Iterator[None]:
+        """What looks into tensors, or at the device, does as it would in the run."""
+        swaps: dict[str, Any] = {}
+        if self.load.rung == "pretrain" and self.load.packing == "wrapped":  # rows without seams need no mask
+            swaps["transformers.masking_utils.find_packed_sequence_indices"] = lambda position_ids: None
+        if self.cuda:  # a kernel folds TRL's tiles of logits in place; what stands in for it on a CPU makes copies
+            swaps["trl.kernels.chunked_logprob._forward_tile"] = lambda *_, **__: None
+            swaps["trl.kernels.chunked_logprob._backward_tile"] = lambda *_, **__: None
+        else:  # the part of a tile that lies beyond the vocabulary is never touched, so it is no memory
+            swaps["trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE"] = min(TILE, self.load.model.vocab_size)
         with contextlib.ExitStack() as stack:
-            if self.cuda:
-                for name in ("_forward_tile", "_backward_tile"):
-                    stack.enter_context(mock.patch(f"trl.kernels.chunked_logprob.{name}", lambda *_, **__: None))
-            else:
-                touched = min(_CHUNKED_LOGPROB_CHUNK_SIZE, self.load.model.vocab_size)
-                stack.enter_context(mock.patch("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", touched))
+            for name, stand_in in swaps.items():
+                stack.enter_context(mock.patch(name, stand_in))
             yield
 
     # -- optimizer
+
+    @property
+    def optimizer_name(self) -> str:
+        return str(getattr(self.args.optim, "value", self.args.optim))
 
     def optimizer(self, models: list[nn.Module]) -> torch.optim.Optimizer | int | None:
         """The optimizer, or the bytes a parameter of its state; None where neither is known."""
         trained = [p for model in models for p in model.parameters() if p.requires_grad]
         if self.load.rung == "pretrain" and self.load.settings.muon_learning_rate:
             return MuonAdamW(models[0])
-        name = str(getattr(self.args.optim, "value", self.args.optim))
-        if name.startswith("adamw_torch"):
-            return torch.optim.AdamW(trained, fused=name.endswith("fused"))
-        return STATE.get(name)
+        if self.optimizer_name.startswith("adamw_torch"):
+            return torch.optim.AdamW(trained, fused=self.optimizer_name.endswith("fused"))
+        return STATE.get(self.optimizer_name)
 
     # -- what it takes
 
     def memory(self, state: bool = True) -> dict[str, int]:
         """Peak bytes by part (groundup.memory.PARTS); without the optimizer's if not `state`."""
-        with self._tiles():
+        with self._as_real():
             found = peak_of_step(
                 self.models,
                 self.loss,
@@ -205,7 +212,7 @@ class Step:
         if self.load.rung == "pretrain" and self.load.settings.muon_learning_rate:
             muon = {id(p) for group in MuonAdamW(models[0]).param_groups if group["muon"] for p in group["params"]}
             return sum(p.numel() * (4 if id(p) in muon else 8) for p in trained)
-        state = STATE.get(str(getattr(self.args.optim, "value", self.args.optim)))
+        state = STATE.get(self.optimizer_name)
         return None if state is None else state * sum(p.numel() for p in trained)
 
     def parameters(self) -> tuple[int, int, int]:

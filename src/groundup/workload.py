@@ -26,6 +26,7 @@ from groundup.errors import InputError
 from groundup.model import config_from_arguments
 from groundup.ppo import PPOConfig
 from groundup.pretraining import apply_dial
+from groundup.record import read_json
 from groundup.shards import is_prepared, read_manifest
 from groundup.sources import SUFFIXES, list_sources, mix
 from transformers import AutoConfig, AutoTokenizer, TrainingArguments
@@ -55,14 +56,13 @@ LOADERS: dict[str, Callable] = {
     "ppo": load_prompts,
     "grpo": load_problems,
 }
-# Rows on the Hub, by dataset and split, as the viewer at huggingface.co/datasets shows them: an epoch can be planned without a network.
+# Rows on the Hub by dataset, configuration and split, as huggingface.co/datasets shows them: an epoch is planned without a network.
 HUB_ROWS = {
-    ("HuggingFaceH4/ultrafeedback_binarized", "train_prefs"): 61_100,
-    ("HuggingFaceTB/smoltalk", "train"): 1_040_000,
-    ("HuggingFaceFW/fineweb-edu", "train"): 9_670_000,
-    ("openai/gsm8k", "train"): 7_473,
+    ("HuggingFaceH4/ultrafeedback_binarized", None, "train_prefs"): 61_100,
+    ("HuggingFaceTB/smoltalk", "all", "train"): 1_040_000,
+    ("openai/gsm8k", "main", "train"): 7_473,
 }
-HUB_TOKENS = {"HuggingFaceFW/fineweb-edu": 1_030}  # a row, from "10BT" in 9.67 M rows
+FINEWEB = ("HuggingFaceFW/fineweb-edu", 1_030)  # tokens a row: of its sample "10BT", 9.67 M rows
 READ = 64 * 2**20  # bytes of local data that are read to count rows; of more, a part
 SAMPLE = 512  # rows whose tokens are counted
 GZIP = 3  # bytes of text in a byte of .gz
@@ -97,6 +97,7 @@ class Workload:
     rollout: int = 0
     rollouts: float = 0.0
     packing: str = "wrapped"
+    counted: bool = True  # whether lengths are those of the data; else they are the most that there may be
     settings: Any = None  # of pre-training: its ModelArguments
     assumed: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -158,9 +159,11 @@ def describe(rung: str, given: tuple, world: int, rows: int | None = None, path:
     if rung in ("tokenizer", "prepare"):
         args = of[TokenizerArguments if rung == "tokenizer" else PrepareArguments]
         load = Workload(rung, path, args, None, text_bytes=text_bytes(of[DataArguments]))
-        tokens = HUB_TOKENS.get(of[DataArguments].dataset or "")
-        if not load.text_bytes and tokens and (rows := rows or hub_rows(of[DataArguments], load)):
-            load.text_bytes = int(rows * tokens * BYTES_A_TOKEN)
+        if not load.text_bytes and of[DataArguments].dataset == FINEWEB[0] and (rows := rows or of[DataArguments].max_rows):
+            load.text_bytes = int(rows * FINEWEB[1] * BYTES_A_TOKEN)
+            load.assumed.append(f"{FINEWEB[1]:,} tokens a row of {FINEWEB[0]}")
+        if rung == "tokenizer":
+            load.text_bytes = min(load.text_bytes, args.max_characters)
         if not load.text_bytes:
             load.unknown.append("tokens, time and disk: the text is not here to be measured")
         return load
@@ -211,7 +214,7 @@ def _describe_tuning(load: Workload, of: dict[type, Any], rows: int | None) -> N
     load.model = model_config(settings.model_name_or_path, load)
     counted = count_rows(load.rung, data, settings.model_name_or_path, rows, load)
     load.rows, lengths = counted
-    load.sides = 2 if load.rung == "reward" else 1
+    load.sides, load.counted = 2 if load.rung == "reward" else 1, bool(lengths)
     batch = load.micro * load.accumulation * load.world
     if load.rung in ("sft", "reward"):
         limit = args.max_length or load.model.max_position_embeddings
@@ -276,7 +279,7 @@ def _vocabulary(path: str, load: Workload):
     raise InputError(f"no tokenizer in `{path}`, and no YAML beside this one writes it", load.source, "pass `--tokenizer_path`")
 
 
-def model_config(path: str | None, load: Workload):
+def model_config(path: str | None, load: Workload, through: tuple[str, ...] = ()):
     """The configuration of a model that is there, that a YAML beside this one will write, or that is on the Hub.
 
     Raises:
@@ -286,12 +289,16 @@ def model_config(path: str | None, load: Workload):
         return None
     if (Path(path) / "config.json").is_file():
         return AutoConfig.from_pretrained(path)
+    if adapter := read_json(Path(path) / "adapter_config.json"):
+        return model_config(adapter["base_model_name_or_path"], load, through)
     if writer := writer_of(path, load.source):
         keys = read_keys(writer)
         if "tokenizer_path" in keys:
             model = ModelArguments(**{f.name: keys[f.name] for f in dataclasses.fields(ModelArguments) if f.name in keys})
             return config_from_arguments(model, _vocabulary(model.tokenizer_path, dataclasses.replace(load, source=str(writer))))
-        return model_config(keys.get("model_name_or_path"), dataclasses.replace(load, source=str(writer)))
+        if path in through:
+            raise InputError(f"the YAML files name each other in a circle: {' <- '.join([*through, path])}", load.source)
+        return model_config(keys.get("model_name_or_path"), dataclasses.replace(load, source=str(writer)), (*through, path))
     if _may_be_on_hub(path):
         try:
             return AutoConfig.from_pretrained(path)
@@ -341,6 +348,8 @@ def count_rows(rung: str, data: DataArguments, model: str, rows: int | None, loa
     if not (Path(model) / "tokenizer.json").is_file():
         return found, []
     tokenizer = AutoTokenizer.from_pretrained(model)
+    if not tokenizer.chat_template:
+        return found, []
     chosen = random.Random(0).sample(range(len(loaded.rows)), min(SAMPLE, len(loaded.rows)))
     return found, [_length(row, tokenizer) for row in loaded.rows.select(chosen)]
 
@@ -348,7 +357,7 @@ def count_rows(rung: str, data: DataArguments, model: str, rows: int | None, loa
 def hub_rows(data: DataArguments, load: Workload) -> int | None:
     """Rows of a data set on the Hub or a mixture of some; None where one is not known."""
     sources, weights = list_sources(data, "train")
-    known = [HUB_ROWS.get((source.dataset, source.dataset_split)) for source in sources]
+    known = [HUB_ROWS.get((source.dataset, source.dataset_config, source.dataset_split)) for source in sources]
     sizes = [min(size or 10**12, source.max_rows or 10**12) for size, source in zip(known, sources, strict=True)]
     if max(sizes) == 10**12:
         return None
