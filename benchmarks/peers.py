@@ -16,8 +16,8 @@ class Nanochat:
     Args:
         source: a checkout of github.com/karpathy/nanochat.
         precision: `float32` or `bfloat16`, what nanochat calls its compute dtype; a process may ask for both in turn.
-        lr_scale: times all its learning rates. Its `base_train.py` scales them by the root of the batch over 2^19 tokens, which at a
-            batch of a few thousand tokens is far too low; 1 is what `setup_optimizer` sets by itself.
+        lr_scale: times all its learning rates. Its `base_train.py` scales them by the root of the batch over 2^19 tokens, which at
+            a batch of a few thousand tokens is far too low; 1 is what `setup_optimizer` sets by itself.
     """
 
     source: str | Path
@@ -68,7 +68,7 @@ class Nanochat:
         return self.call(tokens, targets, loss_reduction=reduction)
 
     def schedule(self, step: int, steps: int, warm_up: int = 40) -> None:
-        """Set learning rate and momentum as its `base_train.py` does: warm-up, 65 % warm-down to 5 %, momentum 0.85 to 0.97 to 0.90."""
+        """Learning rate and momentum as in its `base_train.py`: warm-up, 65 % warm-down to 5 %; 0.85 to 0.97 to 0.90."""
         warm_down = round(0.65 * steps)
         left = (steps - step) / warm_down
         rate = (step + 1) / warm_up if step < warm_up else 1.0 if step <= steps - warm_down else left + (1 - left) * 0.05

@@ -2,9 +2,9 @@
 
 python benchmarks/pretrain_throughput.py --nanochat NANOCHAT_DIR
 
-Every contestant trains on the same random tokens at the same shape. The recipe is its real Trainer: every few steps its loop is paused
-and each other contestant does as many steps, so that a busy machine is unfair to all alike. Figures are medians over the rounds.
-The machine's own rate is that of matrix products of the model's shapes.
+Every contestant trains on the same random tokens at the same shape. The recipe is its real Trainer: every few steps its loop is
+paused and each other contestant does as many steps, so that a busy machine is unfair to all alike. Figures are medians over the
+rounds. The machine's own rate is that of matrix products of the model's shapes.
 """
 
 import gc
@@ -230,9 +230,8 @@ def main() -> None:
         shape = SHAPES[name]
         found = figures[name] = measure(shape, 2 if args.quick else args.rounds, args.nanochat, not args.quick, args.work)
         width, layers, _, vocabulary, batch, length = shape
-        print(
-            f"width {width}, {layers} layers, vocabulary {vocabulary}, {batch} x {length} tokens, {found['parameters'] / 1e6:.2f}M parameters\n"
-        )
+        size = f"{found['parameters'] / 1e6:.2f}M parameters"
+        print(f"width {width}, {layers} layers, vocabulary {vocabulary}, {batch} x {length} tokens, {size}\n")
         print(table(["", "tokens/s"], [[n, f"{rate:,.0f}"] for n, rate in found["tokens_per_second"].items()]) + "\n")
         print(table(["", "ratio"], [[n, f"{ratio:.2f}"] for n, ratio in found["ratios"].items()]) + "\n")
         rates = ", ".join(f"{precision} {rate / 1e9:.0f} GF/s" for precision, rate in found["matmul"].items())

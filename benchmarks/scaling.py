@@ -3,8 +3,8 @@
 python benchmarks/scaling.py --data DATA_DIR
 
 Each depth is a run of recipes/pretrain.py with `depth: N` and nothing else chosen: sizes, tokens, batch and learning rates are the
-dial's. `--ratio` shortens all runs alike (20 tokens a parameter is compute-optimal, and hours at depth 6 on a CPU). Each depth also runs
-with Muon's rate halved and doubled. What is finished is not run again.
+dial's. `--ratio` shortens all runs alike (20 tokens a parameter is compute-optimal, and many hours at depth 6 on a CPU). Each depth
+also runs with all learning rates halved and doubled. What is finished is not run again.
 """
 
 import math
@@ -44,6 +44,8 @@ def main() -> None:
                     "tokenizer_path": str(tokenizer),
                     "depth": depth,
                     "tokens_per_parameter": args.ratio,
+                    "muon_learning_rate": 0.02,
+                    "lr_scheduler_type": "linear",
                     "learning_rate_factor": factor,
                     "max_length": 256,
                     "per_device_train_batch_size": 16,

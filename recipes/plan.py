@@ -21,6 +21,10 @@ from transformers.utils import logging
 
 def main(options: argparse.Namespace, overrides: list[str]) -> int:
     # 1. The device
+    for name in ("count", "mfu", "price", "memory", "rows"):
+        value = getattr(options, name)
+        if value is not None and (value < 0 or value == 0 and name != "price"):
+            raise InputError(f"`--{name} {value:g}`", fix="write a number above 0")
     device = named_device(options.gpu) if options.gpu else this_device()
     device = replace(device, memory=int(options.memory * 2**30)) if options.memory else device
     scheme = options.scheme or ("DDP" if options.count > 1 else None)
@@ -116,9 +120,9 @@ def count(number: float | None) -> str:
     return f"{number:.0f}"
 
 
-if __name__ == "__main__":
+def read_options(line: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     epilog = "Any other `--key value` overrides the YAML, as on the recipe's command line."
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=epilog)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=epilog, allow_abbrev=False)
     parser.add_argument("--config", required=True, nargs="+", help="YAML files of rungs, or a directory of them")
     parser.add_argument("--rung", choices=TYPES, help="when the YAML's keys do not tell")
     parser.add_argument("--gpu", help="a device of the table in groundup.hardware; this machine if left out")
@@ -130,9 +134,13 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, help="rows of the data set, where they cannot be counted")
     parser.add_argument("--no_calibration", action="store_true", help="time no steps on this machine")
     parser.add_argument("--json", action="store_true", help="one JSON line instead of the table")
+    return parser.parse_known_args(line)
+
+
+if __name__ == "__main__":
     try:
         quieten()
-        sys.exit(main(*parser.parse_known_args()))
+        sys.exit(main(*read_options()))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -5,15 +5,12 @@ python recipes/prepare.py --config recipes/small/prepare.yaml --shard 3/16    # 
 """
 
 from groundup.configs import DataArguments, PrepareArguments, run
-from groundup.preparation import Preparation, summary
-from groundup.tokenizer import check_tokenizer_path
-from transformers import AutoTokenizer
+from groundup.preparation import Preparation, load_tokenizer, summary
 
 
 def main(data_args: DataArguments, args: PrepareArguments):
     # 1. Arguments
-    check_tokenizer_path(args.tokenizer_path)
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_path)
+    tokenizer = load_tokenizer(args.tokenizer_path)
 
     # 2. Data: what is to be read, as it is now
     preparation = Preparation(data_args, args, tokenizer)

@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "groundup"
 FLOORS = (
-    "errors chat answers objectives stats phrases scoreboard record configs packing order",  # facts and formulas
+    "errors chat answers objectives stats phrases scoreboard record configs packing order jobs",  # facts and formulas
     "tokenizer model head toyland sources data verifier rewards metrics shards checkpoint cleaning minhash contamination"
     " hardware memory",  # things
     "optim callbacks pretraining sft grpo ppo evaluation corpus selection",  # loops
@@ -20,6 +20,7 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("rewards", "verifier"),
     ("metrics", "verifier"),
     ("shards", "tokenizer"),
+    ("jobs", "errors"),
     ("cleaning", "minhash"),
     ("contamination", "sources"),
     ("selection", "corpus"),

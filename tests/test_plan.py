@@ -29,8 +29,8 @@ def test_arithmetic_by_hand(planned):
     """Width 64, inner 128, 2 layers, vocabulary 1000, heads of 32, tied.
 
     A layer: q, k, v, o 4 x 64 x 64 = 16,384; feed-forward 3 x 64 x 128 = 24,576; two norms of 64 and two of 32: 192. Two layers
-    82,304; embedding 64,000; last norm 64: 146,368 parameters. A step is 4 rows x 2 micro-batches x 128 tokens = 1,024; ten are 10,240.
-    FLOPs a token: 6 x 146,368 + 12 x 2 layers x 64 x 128 = 1,074,816. On an H100 in float32 at 50 %: 67e12 x 0.5.
+    82,304; embedding 64,000; last norm 64: 146,368 parameters. A step is 4 rows x 2 micro-batches x 128 tokens = 1,024; ten have
+    10,240. FLOPs a token: 6 x 146,368 + 12 x 2 layers x 64 x 128 = 1,074,816. On an H100 in float32 at 50 %: 67e12 x 0.5.
     """
     found = planned("pretrain", mfu=0.5)
     assert (found["parameters"], found["steps"], found["tokens"], found["batch_tokens"]) == (146_368, 10, 10_240, 1_024)

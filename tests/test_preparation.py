@@ -4,16 +4,14 @@ import errno
 import json
 import multiprocessing
 import os
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from groundup import corpus, preparation, shards
+from groundup import corpus, jobs, preparation, shards
 from groundup.configs import DataArguments, PrepareArguments
 from groundup.errors import InputError
-from groundup.preparation import Preparation, ahead, claim, full_disk, summary
+from groundup.preparation import Preparation, summary
 from groundup.shards import ShardWriter, TokenShards
 from groundup.tokenizer import end_of_text_id
 
@@ -152,7 +150,7 @@ def test_job_without_shard_does_what_is_left(prepare):
 
 
 def run_job(number, tokenizer, data, directory, go):
-    corpus.CHUNK, preparation.PAUSE = 200, 0.05
+    corpus.CHUNK, jobs.PAUSE = 200, 0.05
     args = PrepareArguments("tokenizer", directory, shard=f"{number}/3", held_out_documents=6, decontaminate_against=data[1])
     go.wait()
     made = Preparation(data[0], args, tokenizer)
@@ -175,29 +173,6 @@ def test_jobs_at_once(prepare, data, tokenizer, tmp_path):
         assert job.exitcode == 0
     found = json.loads((tmp_path / "together" / "manifest.json").read_text())
     assert found == {**expected}
-
-
-def test_claim_is_given_back_by_a_dead_job(tmp_path):
-    context = multiprocessing.get_context("fork")
-    held = context.Event()
-
-    def hold():
-        with claim(tmp_path / "task.claim") as mine:
-            assert mine
-            held.set()
-            time.sleep(60)
-
-    job = context.Process(target=hold)
-    job.start()
-    assert held.wait(30)
-    with claim(tmp_path / "task.claim") as mine:
-        assert not mine
-    os.kill(job.pid, 9)
-    job.join(30)
-    with claim(tmp_path / "task.claim") as mine:
-        assert mine
-    with claim(tmp_path / "gone" / "task.claim") as mine:
-        assert not mine
 
 
 # ---- Killed, and run again
@@ -243,8 +218,21 @@ def test_changed_settings_are_refused_with_a_diff(prepare, finished, monkeypatch
     else:
         prepare(shard="0/2")
     state = "tokens prepared" if finished else "a preparation begun"
-    with pytest.raises(InputError, match=f"holds {state} with other settings: longest: 1000000 -> 500; seed: 0 -> 1"):
+    with pytest.raises(InputError, match=f"holds {state} with other settings: longest: 200000 -> 500; seed: 0 -> 1"):
         prepare(**({} if finished else {"shards": 2}), seed=1, longest=500)
+
+
+def test_settings_may_change_as_long_as_nothing_depends_on_them(prepare, data, write):
+    path = write("few.jsonl", "not json\n" + "".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(9)))
+    with pytest.raises(InputError, match="not JSON"):
+        prepare(data_args=DataArguments(dataset=path), held_out_documents=8)
+    allowed = DataArguments(dataset=path, max_bad_rows=1)  # nothing was read to its end
+    with pytest.raises(InputError, match="`held_out_documents: 8` of 9 documents"):
+        prepare(data_args=allowed, held_out_documents=8)
+    with pytest.raises(InputError, match="with other settings: longest: 200000 -> 50"):
+        prepare(data_args=allowed, held_out_documents=2, longest=50)
+    manifest = prepare(data_args=allowed, held_out_documents=2)  # nothing was chosen
+    assert manifest["splits"]["held_out"]["documents"] == manifest["config"]["held_out_documents"] == 2
 
 
 def test_tokenizer_of_another_run_is_refused(prepare, tokenizer, tmp_path, data):
@@ -331,11 +319,6 @@ def test_full_disk(prepare, tmp_path, monkeypatch, where):
     assert prepare()["documents"] == 122  # with room, it goes on
 
 
-def test_other_errors_are_not_called_a_full_disk(tmp_path):
-    with pytest.raises(PermissionError), full_disk(tmp_path):
-        raise PermissionError(errno.EACCES, "no")
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -358,50 +341,3 @@ def test_settings_that_make_no_sense(settings, message):
 
 def test_shard_sets_the_number_of_shards():
     assert PrepareArguments("tokenizer", "out", shard="1/4").shards == PrepareArguments("t", "o", shard="1/4", shards=4).shards == 4
-
-
-# ---- Ahead
-
-
-def test_ahead_gives_the_same_items_made_in_another_thread():
-    made = []
-    items = ahead((made.append(threading.get_ident()) or n for n in range(20)), depth=2)
-    assert list(items) == list(range(20)) and set(made) != {threading.get_ident()}
-
-
-def test_ahead_is_no_further_ahead_than_it_may_be():
-    made = []
-    items = ahead((made.append(n) or n for n in range(100)), depth=2)
-    next(items)
-    time.sleep(0.3)
-    assert len(made) <= 5
-    items.close()
-
-
-def test_ahead_raises_where_items_are_wanted():
-    def items():
-        yield 1
-        raise InputError("broken")
-
-    found = ahead(items())
-    assert next(found) == 1
-    with pytest.raises(InputError, match="broken"):
-        next(found)
-
-
-def test_ahead_stops_with_whoever_asks():
-    closed = threading.Event()
-
-    def items():
-        try:
-            yield from range(1000)
-        finally:
-            closed.set()
-
-    before = threading.active_count()
-    found = ahead(ahead(items()))
-    next(found)
-    found.close()
-    assert closed.wait(5)
-    time.sleep(0.3)
-    assert threading.active_count() <= before

@@ -218,6 +218,60 @@ def test_provenance_as_data_writes_it(run):
     assert "10 dropped" in (run / "report.md").read_text()
 
 
+PLAN = {"memory": {"tracked": 3 * 2**30}, "seconds": 50.0, "tokens": 1_200_000}
+
+
+def test_foreseen_beside_found(run):
+    record.update(run / "pretrain", plan=PLAN, peak_memory_bytes=2 * 2**30)
+    record.update(run / "sft", plan={**PLAN, "memory": None, "tokens": None})  # found without a peak, foreseen without memory
+    record.update(run / "grpo", plan=PLAN, status="running")
+    expected = [
+        ["pretrain", "peak memory", "3.0 GiB", "2.0 GiB", "1.50"],
+        ["pretrain", "time", "50 s", "62 s", "0.81"],
+        ["pretrain", "tokens", "1.2 M", "1.2 M", "1.00"],
+        ["sft", "time", "50 s", "1.7 min", "0.50"],
+    ]
+    assert report._predictions(report.collect(run)["rungs"]) == expected
+    page = report.write_report(run).read_text()
+    text = (run / "report.md").read_text()
+    for line in expected:
+        assert f"| {' | '.join(line)} |\n" in text
+        assert f'<th scope="row">{line[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in line[1:]) in page
+    assert not Page(page).open
+
+
+def test_nothing_foreseen_no_table(run):
+    assert "Foreseen" not in report.write_report(run).read_text() + (run / "report.md").read_text()
+
+
+def test_how_documents_became_tokens(run):
+    split = {"documents": 290, "tokens": 20_000, "padding": 300, "split_documents": 2}
+    manifest = {
+        "packing": "best_fit",
+        "documents": 310,
+        "dropped": {"duplicate": 15, "a | <b>": 5},
+        "decontamination": {"sets": [{"name": "gsm8k", "items": 100, "items_found": 3, "documents": 4}]},
+        "splits": {"train": {**split, "dropped": {"no room": {"documents": 1, "tokens": 7}}}},
+    }
+    record.update(run / "pretrain", prepared=manifest)
+    assert report._preparation(report.collect(run)["rungs"]) == [
+        ["pretrain", "read", "310", ""],
+        ["pretrain", "dropped: duplicate", "15", ""],
+        ["pretrain", "dropped: a | <b>", "5", ""],
+        ["pretrain", "contaminated by gsm8k: 3 of 100 items found", "4", ""],
+        ["pretrain", "train, best_fit", "290", "20,000"],
+        ["pretrain", "train, dropped: no room", "1", "7"],
+        ["pretrain", "train, padding", "", "300"],
+        ["pretrain", "train, longer than a row and cut", "2", ""],
+    ]
+    page = report.write_report(run).read_text()
+    assert not Page(page).open and "dropped: a | &lt;b&gt;" in page
+    assert "| pretrain | dropped: a \\| &lt;b> | 5 |  |\n" in (run / "report.md").read_text()
+    manifest = {"decontamination": {"notice": "not decontaminated"}, "splits": {}}
+    record.update(run / "pretrain", prepared=manifest)
+    assert report._preparation(report.collect(run)["rungs"]) == [["pretrain", "not decontaminated", "", ""]]
+
+
 def test_warnings(run):
     assert report.collect(run)["warnings"] == []
     record.update(run / "sft", started="2026-01-01T00:05:00+00:00", status="interrupted")

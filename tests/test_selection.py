@@ -150,11 +150,7 @@ def test_as_many_are_held_out_as_asked(many):
 @pytest.mark.parametrize(("documents", "held_out"), [(1, 0), (2, 1), (150, 1), (1000, 5)])
 def test_by_itself_one_in_two_hundred_is_held_out(noted, documents, held_out):
     directory = noted([(int(mixed(np.array([n], np.uint64), 0, "test")[0]), 1, 0, 0) for n in range(documents)])
-    if documents == 1:
-        with pytest.raises(InputError, match="`held_out_documents: 1` of 1 documents"):
-            choose(directory, 1, [source()], 0, None, None)
-    else:
-        assert choose(directory, 1, [source()], 0, None, None)["held_out"][0][0] == held_out
+    assert choose(directory, 1, [source()], 0, None, None)["held_out"][0][0] == held_out
 
 
 def test_a_group_is_held_out_whole(noted):
@@ -162,13 +158,20 @@ def test_a_group_is_held_out_whole(noted):
     choose(directory, 1, [source()], 0, 7, None)
     (choices,) = made(directory, 1)
     groups = [set(choices[start : start + 5]) for start in range(0, 100, 5)]
-    assert all(len(group) == 1 for group in groups) and sum(group == {HELD_OUT} for group in groups) == 2
+    assert all(len(group) == 1 for group in groups) and sum(group == {HELD_OUT} for group in groups) == 1  # two would be ten
 
 
 def test_one_group_cannot_be_split(noted):
     directory = noted([(n, 1, 0, 0, 1) for n in range(100)])
-    with pytest.raises(InputError, match="all documents are pieces of one"):
+    with pytest.raises(InputError, match="`held_out_documents: 7`, and every row .* is cut into more"):
         choose(directory, 1, [source()], 0, 7, None)
+    assert choose(directory, 1, [source()], 0, None, None)["held_out"] == [[0, 0]]  # not asked for
+
+
+def test_large_groups_leave_room_for_small_ones(noted):
+    directory = noted([(n, 1, 0, 0, 1 if n < 3000 else n) for n in range(3100)])
+    for seed in range(5):
+        assert choose(directory, 1, [source()], seed, 10, None)["held_out"][0][0] == 10
 
 
 def test_too_many_held_out(noted):

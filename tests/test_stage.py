@@ -6,8 +6,9 @@ import pytest
 import torch
 from groundup import record, stage
 from groundup.chat import END_OF_TEXT, TURN_END
-from groundup.configs import DataArguments
+from groundup.configs import DataArguments, ModelArguments
 from groundup.errors import InputError
+from groundup.hardware import Device
 from groundup.stage import (
     asked_world_size,
     chat_generation_config,
@@ -83,6 +84,41 @@ def test_start_writes_what_is_about_to_run(tmp_path, tiny_base):
     assert entry["parent"]["weights_sha256"] == record.hash_weights(tiny_base)
     assert run.checkpoint is None
     assert args.logging_nan_inf_filter is False
+
+
+def a_small_pretraining(tmp_path, tokenizer, world, **settings):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = ModelArguments(tokenizer_path=str(tmp_path / "tokenizer"), model_config=sizes, max_length=64)
+    data = DataArguments(dataset=str(world / "documents.jsonl"), **settings)
+    return arguments(tmp_path / "pretrain", max_steps=2), model, data
+
+
+def test_start_writes_down_what_it_foresees(tmp_path, tokenizer, world):
+    args, *others = a_small_pretraining(tmp_path, tokenizer, world)
+    start("pretrain", args, *others)
+    plan = record.read(tmp_path / "pretrain")["plan"]
+    assert plan["steps"] == 2 and plan["tokens"] == 2 * args.per_device_train_batch_size * 64
+    assert plan["seconds"] > 0 and plan["memory"]["tracked"] > plan["memory"]["parts"]["runtime"] > 0
+
+
+def test_start_refuses_what_will_not_fit_unless_told_to(tmp_path, tokenizer, world, monkeypatch):
+    tiny = Device("this CPU", 2**20, None, None, None, None, kind="cpu")
+    monkeypatch.setattr("groundup.plan.this_device", lambda processes: tiny)
+    with pytest.raises(InputError, match="pretrain will not fit: it needs about .* of 1 MiB"):
+        start("pretrain", *a_small_pretraining(tmp_path, tokenizer, world))
+    assert record.read(tmp_path / "pretrain") is None  # nothing is left behind
+    run = start("pretrain", *a_small_pretraining(tmp_path, tokenizer, world, check_memory=False))
+    assert run.record["plan"]["memory"]["device"] == 2**20
+
+
+def test_start_seeds_after_it_has_timed_steps(tmp_path, tokenizer, world):
+    drawn = []
+    for name in "ab":
+        args, *others = a_small_pretraining(tmp_path / name, tokenizer, world)
+        start("pretrain", args, *(others if name == "a" else ()))  # without them there is nothing to foresee
+        drawn.append(torch.rand(4))
+    assert torch.equal(*drawn)
 
 
 def test_start_seeds(tmp_path):

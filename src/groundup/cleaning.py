@@ -27,9 +27,9 @@ def clean(text: str) -> tuple[str, bytes]:
     text = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
     raw = text.encode(errors="surrogatepass")
     # Nearly all text is clean, and its bytes say so three times as fast as a search of its characters would.
-    if len(raw.translate(None, CONTROLS)) == len(raw):
-        if text.isascii() or not (any(other in raw for other in OTHERS) or C1.search(raw)):
-            return text, raw
+    clean = text.isascii() or not (any(other in raw for other in OTHERS) or C1.search(raw))
+    if clean and len(raw.translate(None, CONTROLS)) == len(raw):
+        return text, raw
     text = NO_TEXT.sub("", text)
     return text, text.encode()
 

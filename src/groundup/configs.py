@@ -89,7 +89,7 @@ class PrepareArguments:
         default=None, metadata={"help": "Documents of the held-out split; 1 in 200, at most 1000, if not given."}
     )
     shortest: int = field(default=1, metadata={"help": "Documents of fewer characters are dropped."})
-    longest: int = field(default=1_000_000, metadata={"help": "Longest document, in characters."})
+    longest: int = field(default=200_000, metadata={"help": "Longest document, in characters; ~50,000 tokens of English."})
     too_long: str = field(default="cut", metadata={"help": "`cut` longer ones into several, at blank lines; or `drop` them."})
     filters: list[dict[str, Any]] | None = field(
         default=None, metadata={"help": "datatrove's filters, [{name: gopher_quality, min_doc_words: 20}] (groundup.cleaning)."}
@@ -120,7 +120,7 @@ class PrepareArguments:
             ("shards", 1, 65536),
             ("held_out_documents", 0, None),
             ("shortest", 0, None),
-            ("longest", 2, 16_000_000),  # a document is in memory several times over
+            ("longest", 2, 4_000_000),  # encoded, each may take a kilobyte
             ("contaminated_from", 1, None),
         ):
             value = getattr(self, name)
@@ -171,10 +171,10 @@ class ModelArguments:
         default=64, metadata={"help": "Rows (heads, neurons) that Muon makes orthogonal at a time; `null`: whole matrices."}
     )
     muon_weight_decay: float = field(default=0.0, metadata={"help": "Decay of Muon's matrices."})
-    embedding_learning_rate: float | None = field(default=None, metadata={"help": "Of the embeddings; `learning_rate` if not given."})
-    head_learning_rate: float | None = field(default=None, metadata={"help": "Of an untied head; `learning_rate` if not given."})
-    learning_rate_factor: float = field(default=1.0, metadata={"help": "Times all learning rates: to see whether another suits better."})
-    chunked_loss: bool = field(default=True, metadata={"help": "Never hold all logits at once (groundup.head); off: the model's own."})
+    embedding_learning_rate: float | None = field(default=None, metadata={"help": "Of the embeddings; else `learning_rate`."})
+    head_learning_rate: float | None = field(default=None, metadata={"help": "Of an untied head; else `learning_rate`."})
+    learning_rate_factor: float = field(default=1.0, metadata={"help": "Times all learning rates, to try others."})
+    chunked_loss: bool = field(default=True, metadata={"help": "Never hold all logits at once (groundup.head)."})
     z_loss: float = field(default=0.0, metadata={"help": "Weight of the squared log-normaliser in the loss, 1e-4 say; 0: none."})
 
     def __post_init__(self):

@@ -4,17 +4,16 @@ The rows of every source are dealt to the parts, whole files where a source has 
 the same order, so that a document is known by its number in it. `scan` reads a part once and keeps 23 bytes of each document:
 
 - hash: 64 bits of its text;
-- group: a row that is cut into several documents, or a .txt among others that is, is held out whole or not at all.
+- group: the hash of the first of the documents that a row is cut into, and of the name of a .txt among others. A group is held
+  out whole or not at all.
 """
 
-import contextlib
 import dataclasses
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from groundup.cleaning import clean, cut
@@ -22,6 +21,7 @@ from groundup.configs import DataArguments, PrepareArguments
 from groundup.contamination import EvaluationSets
 from groundup.data import stream_documents
 from groundup.errors import InputError
+from groundup.jobs import write_aside
 from groundup.record import write_json
 from groundup.sources import HUB_ERRORS, find_files, hub_error, list_sources, open_hub, read_files
 from xxhash import xxh3_64_intdigest
@@ -143,23 +143,18 @@ def read_documents(
                 yield row
 
         for place, text in stream_documents(counted(), source.args, count):
-            text, raw = clean(text)
             if len(text) > args.longest and args.too_long == "drop":
                 count["too long"] += 1
                 continue
-            whole = hash_text(raw)
-            pieces = [(text, raw, whole)] if len(text) <= args.longest else map(hashed, cut(text, args.longest))
-            group = hash_text(place.encode()) if many and place.lower().endswith((".txt", ".txt.gz")) else whole
-            for text, raw, own in pieces:
-                if len(text) < args.shortest or not text.strip():
+            group = hash_text(place.encode()) if many and place.lower().endswith((".txt", ".txt.gz")) else None
+            for piece in cut(text, args.longest):  # and then cleaned: a copy of the whole could be 400 MB
+                piece, raw = clean(piece)
+                if len(piece) < args.shortest or not piece.strip():
                     count["too short"] += 1
                     continue
-                yield Document(number, place, text, len(raw), own, group)
-
-
-def hashed(text: str) -> tuple[str, bytes, int]:
-    raw = text.encode()
-    return text, raw, hash_text(raw)
+                own = hash_text(raw)
+                group = own if group is None else group
+                yield Document(number, place, piece, len(raw), own, group)
 
 
 def scan(
@@ -211,18 +206,6 @@ def read_notes(directory: Path, part: int) -> np.ndarray:
     """What `scan` noted of a part, (documents,) of NOTE, mapped."""
     path = directory / f"scan-{part:05d}.notes"
     return np.memmap(path, NOTE, "r") if path.stat().st_size else np.empty(0, NOTE)
-
-
-@contextlib.contextmanager
-def write_aside(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when it is whole, and is removed when it never will be."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def verdict(name: str, judge: Callable, text: str) -> str | None:

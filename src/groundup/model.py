@@ -142,7 +142,7 @@ def build_model(
     changes nothing until it has learned something; Zhang et al. 2019, arXiv:1901.09321), or left ("plain").
 
     Args:
-        embedding_std: redraw the embeddings from N(0, this). Near 1, the stream that all blocks read and write begins at their scale.
+        embedding_std: redraw the embeddings from N(0, this). Near 1, the stream that all blocks read and write has their scale.
         head_std: redraw a head of its own from N(0, this). Near 0, the first guess is that all tokens are alike.
 
     Raises:

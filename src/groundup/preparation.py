@@ -10,17 +10,13 @@ Tokenising keeps all cores busy: while the tokenizer's threads encode a batch, t
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import itertools
 import os
-import queue
 import shutil
-import threading
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +25,19 @@ from groundup import record
 from groundup.cleaning import build_filters, require_datatrove
 from groundup.configs import DataArguments, PrepareArguments
 from groundup.contamination import GRAM, SHORTEST, EvaluationSets
-from groundup.corpus import Document, Source, changed, in_chunks, list_corpus, read_documents, read_notes, scan, write_aside
+from groundup.corpus import Document, Source, changed, in_chunks, list_corpus, read_documents, read_notes, scan
 from groundup.errors import InputError
+from groundup.jobs import ahead, claim, full_disk, share, write_aside
 from groundup.selection import DROPPED, HELD_OUT, choose, funnel
 from groundup.shards import MANIFEST, ShardWriter, shard_name, token_dtype, tokenizer_hash, write_manifest
 from groundup.sources import describe_files
-from transformers import PreTrainedTokenizerBase
+from groundup.tokenizer import check_tokenizer_path
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 MAY_CHANGE = ("output_dir", "shard", "executor", "executor_settings")
+AFTER_READING = ("near_duplicates", "held_out_documents", "seed", "packing", "max_length")  # may change until `choose` is done
 BLOCK = 1 << 16  # notes of documents that are Python objects at a time
 BATCH = (1 << 18) * min(os.cpu_count() or 1, 8)  # bytes of text encoded at once; 2 MB become ~100 MB of encodings
-PAUSE = 1.0  # seconds between looks at what other jobs do
 NO_SETS = "not decontaminated: no evaluation set is named in `decontaminate_against`"
 
 
@@ -73,13 +71,15 @@ class Preparation:
         self.filters = build_filters(self.args.filters or [])
         if self.args.near_duplicates == "drop":
             require_datatrove("`near_duplicates: drop`")
-        path = self.passes / "plan.json"
+        path, choice = self.passes / "plan.json", self.passes / "choice.json"
         with full_disk(self.directory):
             self.passes.mkdir(parents=True, exist_ok=True)
         if manifest := record.read_json(self.directory / MANIFEST):  # another job has finished since this one looked
             shutil.rmtree(self.passes, ignore_errors=True)
             self.manifest = manifest
             return manifest["config"]
+        if (plan := record.read_json(path)) and plan["config"] != self.config and self._nothing_read():
+            path.unlink()
         try:
             self.share(["plan"], lambda _: path.is_file(), lambda _: self._write_plan(path, data_args))
         except InputError:  # nothing is begun
@@ -89,28 +89,21 @@ class Preparation:
             raise
         plan = record.read_json(path)
         self.sources = [Source(**{**entry, "args": DataArguments(**entry["args"])}) for entry in plan["sources"]]
-        return plan["config"]
+        return plan["config"] | ({} if choice.is_file() else {key: self.config[key] for key in AFTER_READING})
+
+    def _nothing_read(self) -> bool:
+        """Whether no part was read to its end, and no job is at one: then the settings may still change."""
+        with contextlib.ExitStack() as stack:
+            free = [stack.enter_context(claim(path)) for path in self.passes.glob("scan-*.claim")]
+            return all(free) and not any(self.passes.glob("scan-*.json"))
 
     def _write_plan(self, path: Path, data_args: DataArguments) -> None:
         sources = [dataclasses.asdict(source) for source in list_corpus(data_args)]
         record.write_json(path, {"config": self.config, "sources": sources})
 
     def share(self, tasks: list[str], done: Callable[[str], bool], do: Callable[[str], Any]) -> None:
-        """Have all of `tasks` done, whoever does them. A task is claimed by a lock that the system takes back when a job dies."""
-        told = False
-        while left := [task for task in tasks if not done(task)]:
-            for task in left:
-                with claim(self.passes / f"{task}.claim") as mine, full_disk(self.directory):
-                    if mine and not done(task):
-                        do(task)
-            left = [task for task in left if not done(task)]
-            if left and not self.passes.is_dir():
-                raise InputError("the directory has vanished", str(self.passes), "run the same command again: it begins anew")
-            if left and not told:
-                print(f"prepare: waiting for other jobs: {', '.join(left[:3])}{', ...' * (len(left) > 3)}", flush=True)
-                told = True
-            if left:
-                time.sleep(PAUSE)
+        with full_disk(self.directory):
+            share(self.passes, tasks, done, do)
 
     def parts(self, name: str) -> list[str]:
         """Names of the tasks of a pass, those of the job's own part first."""
@@ -279,6 +272,23 @@ class Preparation:
         }
 
 
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory or on the Hub.
+
+    Raises:
+        InputError: there is none, or none of the kind whose threads are fast.
+    """
+    check_tokenizer_path(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        fix = "run recipes/tokenizer.py first, or check the path, or the id and the network"
+        raise InputError(f"no tokenizer `{path}`: {str(error).partition(chr(10))[0]}", "tokenizer_path", fix) from error
+    if not tokenizer.is_fast:
+        raise InputError(f"`{path}` has no tokenizer.json", "tokenizer_path", "use a tokenizer of the `tokenizers` library")
+    return tokenizer
+
+
 def summary(manifest: dict[str, Any]) -> str:
     """Lines for the terminal: what was dropped, what overlaps with evaluation sets, what there is now."""
     lines = [funnel(manifest["documents"], manifest["dropped"])]
@@ -328,75 +338,3 @@ def noted(sources: list[Source], args: PrepareArguments, part: int, passes: Path
 
 def part_of(task: str) -> int:
     return int(task.rpartition("-")[2])
-
-
-@contextlib.contextmanager
-def claim(path: Path) -> Iterator[bool]:
-    """Whether this job may do a task: nobody else holds the lock. On a file system without locks everybody may, which wastes work
-    and breaks nothing, because all files are written aside and renamed."""
-    try:
-        file = open(path, "w")  # noqa: SIM115
-    except FileNotFoundError:  # another job has finished everything, and cleared away
-        yield False
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            pass
-        yield True
-
-
-@contextlib.contextmanager
-def full_disk(directory: Path) -> Iterator[None]:
-    """Say in words that there is no room."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        fix = "make room and run the same command again: what is finished is kept"
-        raise InputError(f"no room to write: {error.strerror}", str(error.filename or directory), fix) from error
-
-
-def ahead(items: Iterable, depth: int = 2) -> Iterator:
-    """The same items, made in a thread of their own, at most `depth` before they are asked for."""
-    made: queue.Queue = queue.Queue(depth)
-    over, stop = object(), threading.Event()
-
-    def put(item: Any) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                made.put(item, timeout=0.1)
-                return
-
-    def make() -> None:
-        iterator = iter(items)
-        try:
-            for item in iterator:
-                put((item, None))
-                if stop.is_set():
-                    break
-            put((over, None))
-        except BaseException as error:  # raised again where the items are wanted
-            put((over, error))
-        finally:
-            if hasattr(iterator, "close"):
-                iterator.close()
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = made.get()
-            if error is not None:
-                raise error
-            if item is over:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()

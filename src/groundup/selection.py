@@ -149,29 +149,35 @@ class Choice:
         return found[order[count - 1]] if count else found[order[0]] if not before else np.uint64(bin_ << int(shift)) - np.uint64(1)
 
     def hold_out(self, documents: int | None) -> None:
-        """Hold out the documents whose groups have the lowest keys; nothing when a source is held out already.
+        """Hold out the groups with the lowest keys, as many as `documents` has room for; none when a source is held out already.
 
         Raises:
-            InputError: as many as half of all, or no document would be left to train on.
+            InputError: as many as half of all, or every group is larger.
         """
         left = int(self.count()[:, TRAIN, 0].sum())
+        asked = documents is not None
         if documents is None:
-            documents = 0 if self.held_out.any() else min(1000, max(1, left // 200))
-        if documents and documents * 2 > left:
+            documents = 0 if self.held_out.any() or left < 2 else min(1000, max(1, left // 200))
+        if documents * 2 > left:
             what = f"`held_out_documents: {documents}` of {left} documents"
             raise InputError(what, fix="write a smaller number, or 0 for no held-out split; or give more text")
-        if not documents:
-            return
-        lowest = np.empty(0, dtype=np.uint64)
+        keys, sizes = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
+        for _, _, notes, made in self.blocks():  # the lowest keys so far, more than are needed, and how often each stands there
+            more, times = np.unique(mixed(notes["group"][made == TRAIN], self.seed, "held out"), return_counts=True)
+            keys, which = np.unique(np.concatenate([keys, more]), return_inverse=True)
+            sizes = np.bincount(which, weights=np.concatenate([sizes, times])).astype(np.int64)
+            keys, sizes = keys[: 2 * documents + 1000], sizes[: 2 * documents + 1000]
+        chosen, room = [], documents
+        for key, size in zip(keys.tolist(), sizes.tolist(), strict=True):
+            if size <= room:
+                chosen.append(key)
+                room -= size
+        if asked and documents and not chosen:
+            what = f"`held_out_documents: {documents}`, and every row that could be held out is cut into more"
+            raise InputError(what, fix="write a larger number; or 0, and name held-out text as `eval_dataset`")
         for _, _, notes, made in self.blocks():
-            lowest = np.concatenate([lowest, mixed(notes["group"][made == TRAIN], self.seed, "held out")])
-            lowest = np.partition(lowest, documents - 1)[:documents] if len(lowest) > documents else lowest
-        last = lowest.max()
-        for _, _, notes, made in self.blocks():
-            made[(made == TRAIN) & (mixed(notes["group"], self.seed, "held out") <= last)] = HELD_OUT
-        if not self.count()[:, TRAIN, 0].sum():
-            what = "all documents are pieces of one, which is held out whole or not at all"
-            raise InputError(what, "held_out_documents", "write 0, and name held-out text as `eval_dataset`")
+            held_out = np.isin(mixed(notes["group"], self.seed, "held out"), np.array(chosen, dtype=np.uint64))
+            made[(made == TRAIN) & held_out] = HELD_OUT
 
 
 def mixed(keys: np.ndarray, seed: int, purpose: str) -> np.ndarray:

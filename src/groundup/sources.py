@@ -32,7 +32,7 @@ ENTRY_KEYS = ["path", "weight", "dataset_config", "dataset_split", "dataset_revi
 ENTRY_KEYS += COLUMN_KEYS
 WHOLE, PIECE = 1_000_000, 100_000  # bytes: a .txt file longer than the first is cut into documents of the second
 CHUNK = 500  # rows that are Python objects at a time; one chunk of an Arrow column holds at most 2 GB of text
-LONGEST = 1 << 28  # bytes of a line: what has none within 256 MB is no text, and would fill the memory
+LONGEST = 1 << 27  # bytes of a line: what has no end within 128 MB is no text, and would fill the memory
 ONE_OBJECT = 'write one object per line, such as {"prompt": "...", "completion": "..."}'
 
 

@@ -20,6 +20,7 @@ from groundup.configs import (
     TokenizerArguments,
     dataclass_fields,
     parse,
+    read_yaml,
 )
 from groundup.data import load_conversations, load_preferences, load_problems, load_prompts
 from groundup.errors import InputError
@@ -146,9 +147,9 @@ def read_workload(
     Raises:
         InputError: what the recipe itself would refuse, or a model that nothing here writes.
     """
-    rung = rung or deduce_rung(path, set(read_keys(Path(path))) if Path(path).is_file() else set())
-    if rung not in TYPES:
-        raise InputError(f"`--rung {rung}` is no rung", fix=f"write one of {', '.join(TYPES)}")
+    if rung is None:
+        everything = dict.fromkeys((key for types in TYPES.values() for key in dataclass_fields(types)), Any)
+        rung = deduce_rung(path, set(read_yaml(path, everything)))
     given = parse(TYPES[rung], ["--config", path, *overrides])
     return describe(rung, given, world, rows, path)
 

@@ -66,9 +66,11 @@ def test_jobs_of_an_array_on_the_command_line(settings, tmp_path):
 
 def test_missing_tokenizer(settings, tmp_path):
     recipe = load_recipe("prepare")
-    arguments = arguments_of(recipe, "prepare", {**settings, "tokenizer_path": str(tmp_path / "none"), "output_dir": str(tmp_path)})
-    with pytest.raises(InputError, match="no tokenizer in `.*none`\n.*\n.*run recipes/tokenizer.py first"):
-        recipe.main(*arguments)
+    for path in (str(tmp_path / "none"), "some/id"):
+        arguments = arguments_of(recipe, "prepare", {**settings, "tokenizer_path": path, "output_dir": str(tmp_path / "tokens")})
+        with pytest.raises(InputError, match=f"no tokenizer .*`{path}`.*\n.*\n.*run recipes/tokenizer.py first"):
+            recipe.main(*arguments)
+    assert not (tmp_path / "tokens").exists()
 
 
 def test_cluster_that_is_not_done(settings, tmp_path, capsys, monkeypatch):

@@ -1,0 +1,123 @@
+"""What jobs need that work in one directory: tasks that each is done by one of them, files that are whole or not there, a full disk
+said in words; and work that is done ahead of whoever asks for it."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from groundup.errors import InputError
+
+PAUSE = 1.0  # seconds between looks at what other jobs do
+
+
+def share(directory: Path, tasks: list[str], done: Callable[[str], bool], do: Callable[[str], Any]) -> None:
+    """Have all of `tasks` done, whoever does them: those that no other job is at are done here, then the others are waited for.
+
+    Raises:
+        InputError: `directory`, where the claims lie, is gone.
+    """
+    told = False
+    while left := [task for task in tasks if not done(task)]:
+        for task in left:
+            with claim(directory / f"{task}.claim") as mine:
+                if mine and not done(task):
+                    do(task)
+        left = [task for task in left if not done(task)]
+        if left and not directory.is_dir():
+            raise InputError("the directory has vanished", str(directory), "run the same command again: it begins anew")
+        if left and not told:
+            print(f"waiting for other jobs: {', '.join(left[:3])}{', ...' * (len(left) > 3)}", flush=True)
+            told = True
+        if left:
+            time.sleep(PAUSE)
+
+
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Whether this job may do a task: nobody else holds its lock, which the system takes back when a job dies. Where a file system
+    has no locks everybody may; that wastes work and breaks nothing, because files are written aside and renamed."""
+    try:
+        file = open(path, "w")  # noqa: SIM115
+    except FileNotFoundError:  # another job has finished everything, and cleared away
+        yield False
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
+
+
+@contextlib.contextmanager
+def full_disk(directory: Path) -> Iterator[None]:
+    """Say in words that there is no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        fix = "make room and run the same command again: what is finished is kept"
+        raise InputError(f"no room to write: {error.strerror}", str(error.filename or directory), fix) from error
+
+
+def ahead(items: Iterable, depth: int = 2) -> Iterator:
+    """The same items, made in a thread of their own, at most `depth` before they are asked for."""
+    made: queue.Queue = queue.Queue(depth)
+    over, stop = object(), threading.Event()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                made.put(item, timeout=0.1)
+                return
+
+    def make() -> None:
+        iterator = iter(items)
+        try:
+            for item in iterator:
+                put((item, None))
+                if stop.is_set():
+                    break
+            put((over, None))
+        except BaseException as error:  # raised again where the items are wanted
+            put((over, error))
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = made.get()
+            if error is not None:
+                raise error
+            if item is over:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def write_aside(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when it is whole, and is removed when it never will be."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
