@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from groundup import plan as planning
 from groundup.configs import DataArguments, ModelArguments
 from groundup.errors import InputError
@@ -114,6 +115,16 @@ def test_steps_are_timed_on_a_cpu(planned):
     assert any("on this machine" in line for line in found["assumed"])
     longer = planned("pretrain", device=CPU, overrides=["--max_steps", "100000"])
     assert longer["seconds"] > 100 * found["seconds"]
+
+
+def test_planning_waits_for_no_other_process(planned, monkeypatch):
+    """One process plans while the others wait to be told: an optimizer that gathers over the ranks must not try to."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("torch.distributed.all_gather_into_tensor", lambda *_: pytest.fail("it waits"))
+    assert planned("pretrain", device=CPU, world=2, overrides=["--muon_learning_rate", "0.02"])["seconds"] > 0
+    assert torch.distributed.is_initialized()
 
 
 def test_a_plan_is_plain_json(planned):

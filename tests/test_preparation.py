@@ -222,7 +222,7 @@ def test_changed_settings_are_refused_with_a_diff(prepare, finished, monkeypatch
         prepare(**({} if finished else {"shards": 2}), seed=1, longest=500)
 
 
-def test_settings_may_change_as_long_as_nothing_depends_on_them(prepare, data, write):
+def test_settings_may_change_as_long_as_nothing_depends_on_them(prepare, write, monkeypatch):
     path = write("few.jsonl", "not json\n" + "".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(9)))
     with pytest.raises(InputError, match="not JSON"):
         prepare(data_args=DataArguments(dataset=path), held_out_documents=8)
@@ -231,7 +231,13 @@ def test_settings_may_change_as_long_as_nothing_depends_on_them(prepare, data, w
         prepare(data_args=allowed, held_out_documents=8)
     with pytest.raises(InputError, match="with other settings: longest: 200000 -> 50"):
         prepare(data_args=allowed, held_out_documents=2, longest=50)
-    manifest = prepare(data_args=allowed, held_out_documents=2)  # nothing was chosen
+    monkeypatch.setattr(Preparation, "_tokenise", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data_args=allowed, held_out_documents=2)  # nothing was chosen
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="with other settings: held_out_documents: 2 -> 1"):
+        prepare(data_args=allowed, held_out_documents=1)
+    manifest = prepare(data_args=allowed, held_out_documents=2)
     assert manifest["splits"]["held_out"]["documents"] == manifest["config"]["held_out_documents"] == 2
 
 

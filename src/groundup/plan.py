@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import psutil
 import torch
@@ -74,7 +75,7 @@ def plan(
         found |= {"seconds": load.text_bytes / rate if tokens else None}
         found["disk"] = {"tokens": 2 * tokens} if tokens and load.rung == "prepare" else {}
         return found | {"assumed": load.assumed, "unknown": load.unknown}
-    with _silence():
+    with _apart():
         return found | _plan_training(load, device, scheme, mfu, price, calibrate, budget)
 
 
@@ -96,12 +97,14 @@ def _plan_training(load: Workload, device: Device, scheme, mfu, price, calibrate
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """What transformers says of the models that are built here is said again when the run builds them."""
+def _apart() -> Iterator[None]:
+    """Models are built and stepped here as if no run were about to begin: without the other processes, which do not step along and
+    would be waited for without end, and without what transformers will say of the run's own models."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with mock.patch("torch.distributed.is_initialized", lambda: False):
+            yield
     finally:
         logging.set_verbosity(verbosity)
 

@@ -34,7 +34,7 @@ from groundup.sources import describe_files
 from groundup.tokenizer import check_tokenizer_path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-MAY_CHANGE = ("output_dir", "shard", "executor", "executor_settings")
+MAY_CHANGE = ("output_dir", "tokenizer_path", "shard", "executor", "executor_settings")
 AFTER_READING = ("near_duplicates", "held_out_documents", "seed", "packing", "max_length")  # may change until `choose` is done
 BLOCK = 1 << 16  # notes of documents that are Python objects at a time
 BATCH = (1 << 18) * min(os.cpu_count() or 1, 8)  # bytes of text encoded at once; 2 MB become ~100 MB of encodings
@@ -59,7 +59,10 @@ class Preparation:
         self.packing = {"packing": args.packing, "length": args.max_length if args.packing == "best_fit" else None}
         self.manifest = record.read_json(self.directory / MANIFEST)
         before = self.manifest.get("config", {}) if self.manifest else self._begin(data_args)
-        if changes := record.changed(before, self.config, ignore=("evaluation_sets_sha256",) if self.manifest else ()):
+        self._compare(before, ignore=("evaluation_sets_sha256",) if self.manifest else ())
+
+    def _compare(self, before: dict[str, Any], ignore: tuple[str, ...] = ()) -> None:
+        if changes := record.changed(before, self.config, ignore):
             state = "tokens prepared" if self.manifest else "a preparation begun"
             fix = "use the old settings, or give another `output_dir`"
             raise InputError(f"{self.directory} holds {state} with other settings: {'; '.join(changes)}", fix=fix)
@@ -71,7 +74,7 @@ class Preparation:
         self.filters = build_filters(self.args.filters or [])
         if self.args.near_duplicates == "drop":
             require_datatrove("`near_duplicates: drop`")
-        path, choice = self.passes / "plan.json", self.passes / "choice.json"
+        path = self.passes / "plan.json"
         with full_disk(self.directory):
             self.passes.mkdir(parents=True, exist_ok=True)
         if manifest := record.read_json(self.directory / MANIFEST):  # another job has finished since this one looked
@@ -89,7 +92,12 @@ class Preparation:
             raise
         plan = record.read_json(path)
         self.sources = [Source(**{**entry, "args": DataArguments(**entry["args"])}) for entry in plan["sources"]]
-        return plan["config"] | ({} if choice.is_file() else {key: self.config[key] for key in AFTER_READING})
+        return plan["config"] | self._settled()
+
+    def _settled(self) -> dict[str, Any]:
+        """What `choose` was done with, by whichever job; before that, this job's own settings."""
+        choice = record.read_json(self.passes / "choice.json")
+        return choice["settings"] if choice else {key: self.config[key] for key in AFTER_READING}
 
     def _nothing_read(self) -> bool:
         """Whether no part was read to its end, and no job is at one: then the settings may still change."""
@@ -144,10 +152,12 @@ class Preparation:
                     return
             held_out = self.args.held_out_documents
             chosen = choose(self.passes, self.args.shards, self.sources, self.args.seed, held_out, clusters)
-            record.write_json(self.passes / "choice.json", chosen)
+            settings = {key: self.config[key] for key in AFTER_READING}
+            record.write_json(self.passes / "choice.json", {"settings": settings, **chosen})
 
         waiting = False
         self.share(["choice"], lambda _: waiting or (self.passes / "choice.json").is_file(), one)
+        self._compare(self.config | self._settled())
         return not waiting
 
     def _check_bad_rows(self) -> None:
@@ -299,6 +309,8 @@ def summary(manifest: dict[str, Any]) -> str:
         lines.append(f"{entry['name']}: {entry['items_found']} of {entry['items']} items found, in {entry['documents']} documents")
     for split, counts in manifest["splits"].items():
         lines.append(f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens in {counts['shards']} shards")
+    if "held_out" not in manifest["splits"]:
+        lines.append("no document is held out")
     return "\n".join(f"prepare: {line}" for line in lines)
 
 

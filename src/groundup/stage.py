@@ -33,6 +33,8 @@ from transformers import (
 MAY_CHANGE = (
     "output_dir",  # it holds the record that is compared: it was moved, or is spelt another way
     "logging_dir",
+    "disable_tqdm",
+    "save_total_limit",
     "report_to",
     "run_name",
     "project",

@@ -156,7 +156,7 @@ class Step:
         """The optimizer, or the bytes a parameter of its state; None where neither is known."""
         trained = [p for model in models for p in model.parameters() if p.requires_grad]
         if self.load.rung == "pretrain" and self.load.settings.muon_learning_rate:
-            return MuonAdamW(models[0])
+            return MuonAdamW(models[0], block=self.load.settings.muon_block)
         if self.optimizer_name.startswith("adamw_torch"):
             return torch.optim.AdamW(trained, fused=self.optimizer_name.endswith("fused"))
         return STATE.get(self.optimizer_name)
