@@ -3,8 +3,8 @@
 Each rung runs for some steps in a process of its own, and what `stage.start` wrote down before is compared with what `stage.finish`
 found after. Time is that of the processor, with one thread, so that other work on the machine does not count on either side.
 
-    python benchmarks/plan_accuracy.py            the nano ladder, larger shapes, and some that no constant was chosen by; 15 minutes
-    python benchmarks/plan_accuracy.py --quick    three rungs, a few steps
+    python benchmarks/plan_accuracy.py          the nano ladder, larger shapes, and some that no constant was fitted to; 15 minutes
+    python benchmarks/plan_accuracy.py --quick  three rungs, a few steps
 """
 
 import json
