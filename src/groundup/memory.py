@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 MAPPED = 32 * 2**20  # bytes: glibc gives larger blocks back to the system at once (M_MMAP_THRESHOLD's greatest value)
-# Smaller blocks come from a heap that falls to pieces: resident over live bytes, from `benchmarks/plan_accuracy.py`.
+# Smaller blocks come from a heap that falls to pieces: resident over live bytes, fitted to four shapes of pre-training; too low
+# with activation checkpointing (benchmarks/RESULTS.md).
 HEAP = 1.4
 CUDA_BLOCK = 512  # bytes: the caching allocator rounds up to it
 
