@@ -8,14 +8,13 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from groundup.configs import quieten
 from groundup.errors import InputError
 from groundup.hardware import named_device, this_device
-from groundup.plan import SCHEMES, check, plan, show_bytes, show_parts
-from groundup.report import show_seconds
-from groundup.workload import TYPES, read_workload
+from groundup.plan import SCHEMES, check, plan
+from groundup.plan_table import show
+from groundup.workload import TYPES, files, read_workload
 from transformers.utils import logging
 
 
@@ -46,78 +45,6 @@ def main(options: argparse.Namespace, overrides: list[str]) -> int:
     for error in problems:
         print(f"error: {error}", file=sys.stderr)
     return 2 if problems else 0
-
-
-def files(names: list[str]) -> list[str]:
-    """The YAML files named, of a directory those of its rungs in ladder order."""
-    found = []
-    for name in names:
-        if not Path(name).is_dir():
-            found.append(name)
-            continue
-        rungs = {rung: Path(name) / f"{rung}.yaml" for rung in TYPES}
-        found += [str(path) for path in rungs.values() if path.is_file()]
-        if not any(path.is_file() for path in rungs.values()):
-            raise InputError("no rung's YAML in this directory", name, f"it should hold {', '.join(f'{r}.yaml' for r in TYPES)}")
-    return found
-
-
-def show(plans: list[dict]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    table = Table("rung", box=None, pad_edge=False)
-    for name in ("parameters", "steps", "tokens", "FLOPs", "memory a device", "disk", "time", "cost"):
-        table.add_column(name, justify="right")
-    for found in plans:
-        memory = found["memory"]
-        table.add_row(
-            found["rung"],
-            count(found["parameters"]),
-            f"{found['steps']:,}" if found.get("steps") else "",
-            count(found["tokens"]),
-            f"{found['flops']:.1e}" if found["flops"] else "",
-            show_bytes(memory["total"]) if memory else "",
-            show_bytes(sum(found["disk"].values())) if found["disk"] else "",
-            show_seconds(found["seconds"]) or "unknown",
-            money(found["dollars"]),
-        )
-    if len(plans) > 1:
-        tokens = [p["tokens"] for p in plans if p.get("steps")]  # those that something is trained on
-        seconds, dollars = ([p[key] for p in plans if p[key] is not None] for key in ("seconds", "dollars"))
-        name = "all" if len(seconds) == len(plans) else "what is known"
-        table.add_row(
-            name, "", "", count(sum(tokens)), "", "", "", show_seconds(sum(seconds)), money(sum(dollars) if dollars else None)
-        )
-    last = plans[-1]
-    console.print(f"on {last['devices']} x {last['device']}, {last['scheme']}", highlight=False)
-    console.print(table)
-    for found in plans:
-        if memory := found["memory"]:
-            console.print(f"\n[bold]{found['rung']}[/bold]: {show_parts(memory['parts'])}", highlight=False)
-            if memory["schemes"]:
-                spread = ", ".join(f"{name} {show_bytes(memory['schemes'][name])}" for name in SCHEMES if name in memory["schemes"])
-                console.print(f"  spread otherwise: {spread}", highlight=False)
-        for key in ("warnings", "unknown"):
-            for line in found[key]:
-                console.print(f"  {key.removesuffix('s')}: {line}", style="yellow", highlight=False)
-    for line in dict.fromkeys(line for found in plans for line in found["assumed"]):
-        console.print(f"assumed: {line}", style="dim", highlight=False)
-
-
-def money(dollars: float | None) -> str:
-    return "" if dollars is None else f"${dollars:,.2f}"
-
-
-def count(number: float | None) -> str:
-    """`124 M`; empty where there is none."""
-    if number is None:
-        return ""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
 
 
 def read_options(line: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:

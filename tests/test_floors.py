@@ -11,7 +11,7 @@ FLOORS = (
     "tokenizer model head toyland sources data verifier rewards metrics shards checkpoint cleaning minhash contamination"
     " hardware memory",  # things
     "optim callbacks pretraining sft grpo ppo evaluation corpus selection",  # loops
-    "card curves report stage preparation workload step plan",  # joints
+    "card curves report stage preparation workload step plan plan_table",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
@@ -29,6 +29,8 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("stage", "card"),
     ("stage", "plan"),
     ("plan", "step"),
+    ("plan_table", "plan"),
+    ("plan_table", "report"),
     ("plan", "workload"),
     ("step", "workload"),
 }

@@ -40,7 +40,7 @@ def test_every_rung_has_a_step(load, rung, cuda):
 
 def test_what_memory_follows(load, monkeypatch):
     """More rows, longer rows, all logits, mixed precision, checkpointing, compilation, another optimizer."""
-    monkeypatch.setattr("groundup.step.CHUNK_CUDA", 10_000)  # ten tokens at a time: the vocabulary here is small
+    monkeypatch.setattr("groundup.head.CHUNK_CUDA", 10_000)  # ten tokens at a time: the vocabulary here is small
     plain = Step(load("pretrain"), cuda=True).memory()
     assert Step(load("pretrain", per_device_train_batch_size=8), True).memory()["activations"] > 1.6 * plain["activations"]
     whole = Step(load("pretrain", chunked_loss="false"), True).memory()

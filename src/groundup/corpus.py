@@ -21,7 +21,7 @@ from groundup.configs import DataArguments, PrepareArguments
 from groundup.contamination import EvaluationSets
 from groundup.data import stream_documents
 from groundup.errors import InputError
-from groundup.jobs import write_aside
+from groundup.jobs import in_chunks, write_aside
 from groundup.record import write_json
 from groundup.sources import HUB_ERRORS, find_files, hub_error, list_sources, open_hub, read_files
 from xxhash import xxh3_64_intdigest
@@ -215,18 +215,3 @@ def verdict(name: str, judge: Callable, text: str) -> str | None:
     kept = judge(Judged(text=text, id=""))
     kept, reason = kept if isinstance(kept, tuple) else (kept, None)
     return None if kept else f"{name}: {reason}" if reason else name
-
-
-def in_chunks(
-    items: Iterator, size: int, most: int = 4096, size_of: Callable[[Any], int] = lambda item: item.size
-) -> Iterator[list]:
-    """Lists of items of about `size` bytes together."""
-    chunk, total = [], 0
-    for item in items:
-        chunk.append(item)
-        total += size_of(item)
-        if total >= size or len(chunk) == most:
-            yield chunk
-            chunk, total = [], 0
-    if chunk:
-        yield chunk

@@ -59,6 +59,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None
 
 
+def summed_loss(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, z_loss: float, cuda: bool) -> torch.Tensor:
+    """What hidden states (B, T, D) lose on the next tokens of `ids` (B, T), -100 where none is predicted, summed; `weight` (V, D).
+
+    Args:
+        cuda: chunks of a GPU's size; where the tensors are does not tell when a step is only thought through.
+    """
+    chunk = max(1, (CHUNK_CUDA if cuda else CHUNK) // len(weight))
+    return ChunkedCrossEntropy.apply(hidden[:, :-1].flatten(0, 1), weight, ids[:, 1:].flatten(), z_loss, chunk)
+
+
 def chunked_loss(model: PreTrainedModel, z_loss: float = 0.0) -> PreTrainedModel:
     """Let `model(input_ids, labels=...)` return its loss through ChunkedCrossEntropy, without logits; without labels, nothing
     changes. `z_loss` counts in training only. Returns the model.
@@ -75,10 +85,8 @@ def chunked_loss(model: PreTrainedModel, z_loss: float = 0.0) -> PreTrainedModel
         if labels is None:
             return plain(input_ids=input_ids, **kwargs)
         hidden = decoder(input_ids=input_ids, **kwargs).last_hidden_state
-        hidden, labels = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        chunk = max(1, (CHUNK_CUDA if hidden.is_cuda else CHUNK) // len(head.weight))
-        loss = ChunkedCrossEntropy.apply(hidden, head.weight, labels, z_loss if self.training else 0.0, chunk)
-        count = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = summed_loss(hidden, head.weight, labels, z_loss if self.training else 0.0, hidden.is_cuda)
+        count = (labels[:, 1:] != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=loss / count)
 
     if not isinstance(head, torch.nn.Linear) or head.bias is not None or getattr(config, "num_local_experts", None):

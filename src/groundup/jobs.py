@@ -111,6 +111,21 @@ def ahead(items: Iterable, depth: int = 2) -> Iterator:
         thread.join()
 
 
+def in_chunks(
+    items: Iterator, size: int, most: int = 4096, size_of: Callable[[Any], int] = lambda item: item.size
+) -> Iterator[list]:
+    """Lists of items of about `size` bytes together."""
+    chunk, total = [], 0
+    for item in items:
+        chunk.append(item)
+        total += size_of(item)
+        if total >= size or len(chunk) == most:
+            yield chunk
+            chunk, total = [], 0
+    if chunk:
+        yield chunk
+
+
 @contextlib.contextmanager
 def write_aside(path: Path) -> Iterator[BinaryIO]:
     """A file that gets its name when it is whole, and is removed when it never will be."""

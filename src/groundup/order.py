@@ -8,7 +8,11 @@ _1, _2, _3 = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x9
 
 def mix(x: np.ndarray) -> np.ndarray:
     """Scramble uint64 numbers, one to one (splitmix64: Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195)."""
-    x = x + _1
+    return finalise(x + _1)
+
+
+def finalise(x: np.ndarray) -> np.ndarray:
+    """The last three lines of splitmix64, which leave 0 at 0."""
     x = (x ^ (x >> np.uint64(30))) * _2
     x = (x ^ (x >> np.uint64(27))) * _3
     return x ^ (x >> np.uint64(31))

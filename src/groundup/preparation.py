@@ -25,9 +25,9 @@ from groundup import record
 from groundup.cleaning import build_filters, require_datatrove
 from groundup.configs import DataArguments, PrepareArguments
 from groundup.contamination import GRAM, SHORTEST, EvaluationSets
-from groundup.corpus import Document, Source, changed, in_chunks, list_corpus, read_documents, read_notes, scan
+from groundup.corpus import Document, Source, changed, list_corpus, read_documents, read_notes, scan
 from groundup.errors import InputError
-from groundup.jobs import ahead, claim, full_disk, share, write_aside
+from groundup.jobs import ahead, claim, full_disk, in_chunks, share, write_aside
 from groundup.selection import DROPPED, HELD_OUT, choose, funnel
 from groundup.shards import MANIFEST, ShardWriter, shard_name, token_dtype, tokenizer_hash, write_manifest
 from groundup.sources import describe_files

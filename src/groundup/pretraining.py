@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset
 from groundup.configs import DataArguments, ModelArguments
 from groundup.data import Loaded, load_documents
 from groundup.errors import InputError
+from groundup.jobs import in_chunks
 from groundup.model import count_parameters, dial, flops_per_token
 from groundup.order import Order
 from groundup.shards import ShardWriter, TokenShards, is_prepared, read_manifest, tokenizer_hash, write_manifest
@@ -105,25 +105,13 @@ def write_tokens(loaded: dict[str, Loaded], tokenizer: PreTrainedTokenizerBase, 
         stale.unlink()
     for split, documents in loaded.items():
         with ShardWriter(directory, split, tokenizer, packing, length) as writer:
-            for texts in batches(documents.rows):
+            every = itertools.chain.from_iterable(rows["text"] for rows in documents.rows.iter(CHUNK))
+            for texts in in_chunks(every, BATCH, size_of=len):
                 encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
                 for text, encoding in zip(texts, encodings, strict=True):
                     writer.add(encoding.ids, len(text.encode()))
     sources = [entry for documents in loaded.values() for entry in documents.provenance]
     write_manifest(directory, tokenizer, sources, identity=identity)
-
-
-def batches(documents: Dataset) -> Iterator[list[str]]:
-    """The texts, some BATCH characters at a time."""
-    batch, size = [], 0
-    for text in itertools.chain.from_iterable(rows["text"] for rows in documents.iter(CHUNK)):
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 class Steps(torch.utils.data.Sampler):

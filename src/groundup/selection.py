@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from groundup.corpus import Source, hash_text, read_notes
 from groundup.errors import InputError
+from groundup.order import finalise
 
 TRAIN, HELD_OUT, DROPPED = 0, 1, 2
 AT_ONCE = 1 << 22  # hashes that are sorted in memory
@@ -181,11 +182,8 @@ class Choice:
 
 
 def mixed(keys: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    """Pseudo-random numbers from hashes (uint64), others for each seed and purpose: the finaliser of SplitMix64."""
-    keys = keys ^ np.uint64(hash_text(f"{purpose} {seed}".encode()))
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        keys = (keys ^ (keys >> np.uint64(shift))) * np.uint64(factor)
-    return keys ^ (keys >> np.uint64(31))
+    """Pseudo-random numbers from hashes (uint64), others for each seed and purpose."""
+    return finalise(keys ^ np.uint64(hash_text(f"{purpose} {seed}".encode())))
 
 
 def behind_first(names: np.ndarray, ranks: np.ndarray) -> np.ndarray:

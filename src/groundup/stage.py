@@ -171,8 +171,7 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
             for line in passed_over:
                 print(f"{rung}: {line}", flush=True)
             print(f"{rung}: going on from {checkpoint or 'the beginning'}", flush=True)
-    used = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) if before else 0
-    prediction = [foresee_or_refuse(rung, training_args, others, used) if main else None]
+    prediction = [foresee_or_refuse(rung, training_args, others, resumes=before is not None) if main else None]
     broadcast_object_list(prediction)  # one process looks, and all start or stop
     if isinstance(prediction[0], InputError):
         raise prediction[0]
@@ -203,8 +202,10 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
     return Run(directory, entry, checkpoint)
 
 
-def foresee_or_refuse(rung: str, training_args: TrainingArguments, others: tuple, used: int) -> dict | InputError | None:
+def foresee_or_refuse(rung: str, training_args: TrainingArguments, others: tuple, resumes: bool) -> dict | InputError | None:
     """The plan, or why there is none, in a form that the other processes can be told."""
+    files = Path(training_args.output_dir).rglob("*") if resumes else ()
+    used = sum(path.stat().st_size for path in files if path.is_file())
     try:
         return foresee(rung, (training_args, *others), training_args, used)
     except InputError as error:

@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from groundup.head import CHUNK, CHUNK_CUDA, ChunkedCrossEntropy
+from groundup.head import summed_loss
 from groundup.memory import LiveBytes, peak_of_step
 from groundup.model import flops_per_token
 from groundup.optim import MuonAdamW
@@ -125,10 +125,8 @@ class Step:
             extra["position_ids"] = torch.arange(self.length, device=ids.device).repeat(self.rows, 1)
         if not self.load.settings.chunked_loss:
             return policy(input_ids=ids, labels=ids, **extra).loss
-        hidden = policy.base_model(input_ids=ids, **extra).last_hidden_state[:, :-1].flatten(0, 1)
-        weight = policy.get_output_embeddings().weight
-        chunk = max(1, (CHUNK_CUDA if self.cuda else CHUNK) // len(weight))
-        return ChunkedCrossEntropy.apply(hidden, weight, ids[:, 1:].flatten(), self.load.settings.z_loss, chunk)
+        hidden = policy.base_model(input_ids=ids, **extra).last_hidden_state
+        return summed_loss(hidden, policy.get_output_embeddings().weight, ids, self.load.settings.z_loss, self.cuda)
 
     @contextlib.contextmanager
     def _as_real(self) -> Iterator[None]:

@@ -386,3 +386,17 @@ def padded(lengths: list[int], rows: int, limit: int, grouped: bool) -> int:
         return round(sum(lengths) / len(lengths))
     draw = random.Random(0)
     return round(sum(max(draw.choices(lengths, k=rows)) for _ in range(200)) / 200)
+
+
+def files(names: list[str]) -> list[str]:
+    """The YAML files named, of a directory those of its rungs in ladder order."""
+    found = []
+    for name in names:
+        if not Path(name).is_dir():
+            found.append(name)
+            continue
+        rungs = {rung: Path(name) / f"{rung}.yaml" for rung in TYPES}
+        found += [str(path) for path in rungs.values() if path.is_file()]
+        if not any(path.is_file() for path in rungs.values()):
+            raise InputError("no rung's YAML in this directory", name, f"it should hold {', '.join(f'{r}.yaml' for r in TYPES)}")
+    return found
