@@ -4,13 +4,13 @@ python benchmarks/learning.py --data DATA_DIR --nanochat NANOCHAT_DIR
 
 All train on the same rows in the same order, 16 x 256 tokens a step, on English novels and fairy tales, and are judged on two
 novels that none has seen. Ours is recipes/pretrain.py, an ordinary Qwen3; nanochat is its own model and optimizer at the same width
-and depth, whose value embeddings give it more parameters. What is finished is not run again.
+and depth, whose value embeddings give it more parameters. What each costs in time is pretrain_throughput.py's to say, where they
+take turns. What is finished is not run again.
 """
 
 import json
 import math
 import statistics
-import time
 from pathlib import Path
 
 import torch
@@ -69,12 +69,7 @@ def ours(args, seed: int, steps: int, name: str, settings: dict, corpus: tuple[P
         },
         args.work / f"{name}-{steps}-{seed}",
     )
-    rates = [line["tokens_per_second"] for line in run["log"] if "tokens_per_second" in line]
-    return {
-        "bits_per_byte": run["metrics"]["eval_bits_per_byte"],
-        "tokens_per_second": statistics.median(rates) if rates else None,
-        "parameters": run["parameters"],
-    }
+    return {"bits_per_byte": run["metrics"]["eval_bits_per_byte"], "parameters": run["parameters"]}
 
 
 def nanochat(args, seed: int, steps: int, corpus: tuple[Path, Path]) -> dict:
@@ -88,13 +83,11 @@ def nanochat(args, seed: int, steps: int, corpus: tuple[Path, Path]) -> dict:
     vocabulary = train.manifest["vocab_size"]
     torch.manual_seed(seed)
     peer = Nanochat(args.nanochat, args.sizes["hidden_size"], args.sizes["num_hidden_layers"], vocabulary, LENGTH)
-    order, seconds = Order(len(train), seed), []
+    order = Order(len(train), seed)
     for step in range(steps):
         rows = torch.stack([train[order[step * BATCH + n]]["input_ids"] for n in range(BATCH)])
-        began = time.perf_counter()
         peer.schedule(step, steps, warm_up(steps))
         peer.step(rows)
-        seconds.append(time.perf_counter() - began)
     with torch.no_grad():
         losses = []
         for start in range(0, len(held_out) - BATCH + 1, BATCH):
@@ -102,7 +95,6 @@ def nanochat(args, seed: int, steps: int, corpus: tuple[Path, Path]) -> dict:
             losses.append(float(peer.loss(rows)))
     found = {
         "bits_per_byte": statistics.fmean(losses) / math.log(2) / held_out.bytes_per_token,
-        "tokens_per_second": BATCH * LENGTH / statistics.median(seconds),
         "parameters": peer.parameters,
     }
     done.write_text(json.dumps(found))
@@ -151,13 +143,7 @@ def main() -> None:
     rows, figures = [], {}
     for name, results in found.items():
         bits = [result["bits_per_byte"] for result in results]
-        rate = statistics.median(result["tokens_per_second"] or math.nan for result in results)
-        figures[name] = {
-            "bits_per_byte": bits,
-            "mean": statistics.fmean(bits),
-            "tokens_per_second": rate,
-            "parameters": results[0]["parameters"],
-        }
+        figures[name] = {"bits_per_byte": bits, "mean": statistics.fmean(bits), "parameters": results[0]["parameters"]}
         trained = fewer if "fewer" in name else steps
         rows.append(
             [
@@ -166,10 +152,9 @@ def main() -> None:
                 f"{trained * BATCH * LENGTH / 1e6:.2f}M",
                 " ".join(f"{b:.4f}" for b in bits),
                 f"{statistics.fmean(bits):.4f}",
-                f"{rate:,.0f}",
             ]
         )
-    print("\n" + table(["", "parameters", "tokens", f"bits per byte, seeds {args.seeds}", "mean", "tokens/s"], rows) + "\n")
+    print("\n" + table(["", "parameters", "tokens", f"bits per byte, seeds {args.seeds}", "mean"], rows) + "\n")
     last_line({**about, "tokens": steps * BATCH * LENGTH, "seeds": args.seeds, "results": figures})
 
 

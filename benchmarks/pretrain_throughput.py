@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from groundup.configs import ModelArguments
 from groundup.head import chunked_loss
 from groundup.model import count_parameters, flops_per_token
 from groundup.optim import MuonAdamW
@@ -142,7 +143,9 @@ def recipe(shape, precision: str, compile: bool, muon: bool, rows: Rows, callbac
         args=args,
         train_dataset=rows,
         block_length=shape[5],
-        optimizer_cls_and_kwargs=(lambda: MuonAdamW, {"lr": 0.02, "adamw_lr": 8e-3}) if muon else None,
+        optimizer_cls_and_kwargs=(lambda: MuonAdamW, {"lr": 0.02, "adamw_lr": 8e-3, "block": ModelArguments.muon_block})
+        if muon
+        else None,
         callbacks=[callback] if callback else None,
     )
     trainer.train()
@@ -152,7 +155,7 @@ def recipe(shape, precision: str, compile: bool, muon: bool, rows: Rows, callbac
 def optimizer_share(shape: tuple[int, ...], rows: Rows) -> float:
     """Seconds of MuonAdamW's step over those of the whole step."""
     model = chunked_loss(new_model(shape))
-    call, optimizer = torch.compile(model), MuonAdamW(model)
+    call, optimizer = torch.compile(model), MuonAdamW(model, block=ModelArguments.muon_block)
     tokens = torch.stack([rows[n]["input_ids"] for n in range(shape[4])])
     learning, stepping = [], []
     for _ in range(8):

@@ -60,6 +60,22 @@ def test_orthogonal_means_singular_values_near_one(shape):
     assert cosine.min() > 0.95
 
 
+@pytest.mark.parametrize("rank", [1, 2, 8, 16])
+@pytest.mark.parametrize("decay", [0.0, 3.0])
+def test_iterating_on_the_gram_matrix_is_iterating_on_the_matrix(rank, decay):
+    """Also where singular values span decades, or are zero but for rounding."""
+    torch.manual_seed(0)
+    sizes = 10.0 ** -torch.linspace(0, decay, rank)
+    gradients = (torch.randn(10, 16, rank) * sizes) @ torch.randn(10, rank, 64)
+    x = gradients.double()
+    x = x / x.norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    off = (orthogonalise(gradients).double() - x).norm(dim=(-2, -1)) / x.norm(dim=(-2, -1))
+    assert off.max() < 0.01
+
+
 def test_matrices_of_a_stack_do_not_see_each_other():
     torch.manual_seed(0)
     gradients = torch.randn(3, 8, 4)

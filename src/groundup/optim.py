@@ -35,11 +35,30 @@ def orthogonalise(gradients: torch.Tensor, block: int | None = None, steps: int 
     if tall:
         x = x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
+    if x.dtype == torch.float32 and x.size(-1) > x.size(-2):
+        x = _polynomial(x @ x.mT, a, b, c, steps) @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     x = x.mT if tall else x
     return (x * scale if scale != 1 else x).reshape(shape)
+
+
+def _polynomial(gram: torch.Tensor, a: float, b: float, c: float, steps: int) -> torch.Tensor:
+    """What `steps` iterations multiply x by, from x @ x.mT alone: on a wide x a third to a sixth of the time.
+
+    Every step is a polynomial of the Gram matrix times x, and the next Gram matrix follows from the last. A small eigenvalue's
+    rounding grows 12-fold a step, which float32 bears (2 % after 5) and bfloat16 does not.
+    """
+    identity = torch.eye(gram.size(-1), device=gram.device).expand_as(gram)
+    product = identity
+    for step in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c).add_(identity, alpha=a)
+        product = factor @ product if step else factor
+        if step < steps - 1:
+            gram = factor @ gram @ factor
+    return product
 
 
 def orthogonalise_together(
