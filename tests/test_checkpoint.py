@@ -79,3 +79,21 @@ def test_parts_under_other_names(save):
     (directory / "adapter_model.safetensors").write_text("x")
     (directory / "rng_state_0.pth").write_text("x")
     assert missing_part(directory) is None
+
+
+SHARDED = {
+    "FSDP, whole": ["model.safetensors", "pytorch_model_fsdp.bin", "optimizer.bin"],
+    "FSDP, sharded": ["pytorch_model_fsdp_0/.metadata", "pytorch_model_fsdp_0/__0_0.distcp", "optimizer_0/.metadata"],
+    "DeepSpeed": ["model.safetensors", "global_step10/zero_pp_rank_0_mp_rank_00_optim_states.pt", "latest"],
+}
+
+
+@pytest.mark.parametrize(("names", "needed"), [(SHARDED[kind], SHARDED[kind][-1]) for kind in SHARDED], ids=SHARDED)
+def test_what_fsdp_and_deepspeed_save_is_whole(save, names, needed):
+    directory = save(10, without=["model.safetensors", "optimizer.pt"])
+    for name in names:
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text("x")
+    assert missing_part(directory) is None
+    (directory / needed).unlink()
+    assert missing_part(directory) in ("optimizer.pt", "latest")

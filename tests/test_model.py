@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,14 @@ from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def test_under_zero3_random_weights_are_whole(tokenizer, monkeypatch):
+    """DeepSpeed cuts them up later; what is drawn into pieces would be lost."""
+    ref = "transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref"
+    monkeypatch.setattr(ref, lambda: SimpleNamespace(is_zero3=lambda: True, config={}))
+    model = build_model(build_config("qwen3", tokenizer, SIZES, max_length=64), seed=0, residual="zero")
+    assert model.model.embed_tokens.weight.shape == (len(tokenizer), 32) and not model.model.layers[0].mlp.down_proj.weight.any()
 
 
 # ---- The dial

@@ -4,7 +4,14 @@ import json
 import re
 from pathlib import Path
 
-NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+# A part and the files, any of which is it: the Trainer's own, those of FSDP with a full or a sharded state, those of DeepSpeed
+NEEDED = {
+    "optimizer.pt": ["optimizer.pt", "optimizer.bin", "optimizer_0/.metadata", "global_step*/*optim_states.pt"],
+    "scheduler.pt": ["scheduler.pt"],
+    "trainer_state.json": ["trainer_state.json"],
+    "model.safetensors": ["*.safetensors", "pytorch_model_fsdp_0/.metadata"],
+    "rng_state.pth": ["rng_state*.pth"],
+}
 
 
 def missing_part(checkpoint: Path) -> str | None:
@@ -13,13 +20,12 @@ def missing_part(checkpoint: Path) -> str | None:
     The Trainer writes `trainer_state.json` last and does not look at the others when it resumes: without `optimizer.pt` it goes
     on with a fresh optimizer and says nothing (huggingface/transformers#35782).
     """
-    for name in NEEDED:
-        if not (checkpoint / name).is_file() or not (checkpoint / name).stat().st_size:
-            return name
-    for pattern, name in (("*.safetensors", "model.safetensors"), ("rng_state*.pth", "rng_state.pth")):
-        sizes = [path.stat().st_size for path in checkpoint.glob(pattern)]
+    for name, patterns in NEEDED.items():
+        sizes = [path.stat().st_size for pattern in patterns for path in checkpoint.glob(pattern) if path.is_file()]
         if not sizes or 0 in sizes:  # an empty file is what a full disk leaves
             return name
+    if list(checkpoint.glob("global_step*")) and not (checkpoint / "latest").is_file():  # DeepSpeed writes it when all is there
+        return "latest"
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())
     except ValueError:

@@ -81,16 +81,23 @@ def chunked_loss(model: PreTrainedModel, z_loss: float = 0.0) -> PreTrainedModel
     decoder, head = model.base_model, model.get_output_embeddings()
     config = model.config.get_text_config()
 
+    # the loss is the head module's own forward, so that what shards weights (FSDP, ZeRO-3) has this one whole when it is needed
+    def forward_head(self, hidden, labels=None, z_loss=0.0):
+        if labels is None:
+            return torch.nn.functional.linear(hidden, self.weight)
+        return summed_loss(hidden, self.weight, labels, z_loss, hidden.is_cuda)
+
     def forward(self, input_ids=None, labels=None, num_items_in_batch=None, **kwargs):
         if labels is None:
             return plain(input_ids=input_ids, **kwargs)
         hidden = decoder(input_ids=input_ids, **kwargs).last_hidden_state
-        loss = summed_loss(hidden, head.weight, labels, z_loss if self.training else 0.0, hidden.is_cuda)
+        loss = head(hidden, labels, z_loss if self.training else 0.0)
         count = (labels[:, 1:] != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=loss / count)
 
     if not isinstance(head, torch.nn.Linear) or head.bias is not None or getattr(config, "num_local_experts", None):
         raise InputError(f"the head of {config.model_type} is more than a matrix", "chunked_loss", "write `chunked_loss: false`")
+    head.forward = MethodType(forward_head, head)
     _check_equal(model, MethodType(forward, model))
     model.forward = MethodType(forward, model)
     return model

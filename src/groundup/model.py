@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from groundup.configs import ModelArguments
@@ -132,6 +133,11 @@ def config_from_arguments(args: ModelArguments, tokenizer: PreTrainedTokenizerBa
     return build_config(args.model_type, tokenizer, sizes, longest)
 
 
+def whole_weights():
+    """Models made in here are whole. Under ZeRO-3 transformers would make a rank's pieces, which nothing can be drawn into."""
+    return mock.patch("transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref", None)
+
+
 def build_model(
     config, seed: int, residual: str = "depth", embedding_std: float | None = None, head_std: float | None = None
 ) -> PreTrainedModel:
@@ -152,7 +158,8 @@ def build_model(
         raise InputError("a tied head has no spread of its own", "head_std", "write `model_config: {tie_word_embeddings: false}`")
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with whole_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     factor = {"depth": (2 * config.num_hidden_layers) ** -0.5, "zero": 0.0, "plain": 1.0}[residual]
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -166,8 +173,8 @@ def build_model(
 
 
 def count_parameters(model: torch.nn.Module) -> int:
-    """Parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Parameters, tied ones once, and all of them where ZeRO-3 holds only a piece."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
 
 
 def flops_per_token(config, parameters: int, length: int) -> float:

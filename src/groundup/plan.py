@@ -14,6 +14,7 @@ from groundup.configs import DataArguments
 from groundup.errors import InputError
 from groundup.hardware import Device, free_disk, this_device
 from groundup.memory import largest_layer
+from groundup.model import whole_weights
 from groundup.pretraining import BATCH
 from groundup.step import Step, key_value_bytes, measure, measure_generation, step_flops
 from groundup.workload import BYTES_A_TOKEN, TYPES, Workload, describe, eval_share
@@ -103,7 +104,7 @@ def _apart() -> Iterator[None]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        with mock.patch("torch.distributed.is_initialized", lambda: False):
+        with mock.patch("torch.distributed.is_initialized", lambda: False), whole_weights():
             yield
     finally:
         logging.set_verbosity(verbosity)

@@ -254,6 +254,8 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
         raise InputError(f"the model has {model.config.vocab_size} tokens and the tokenizer {len(tokenizer)}", str(run.directory))
     if model.can_generate():
         model.generation_config = chat_generation_config(tokenizer)
+    if trainer.is_fsdp_enabled:  # whatever the checkpoints are saved as, a stage is a whole model
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(args.output_dir)
     trainer.save_state()
     peak = torch.tensor([peak_memory()], device=args.device)
