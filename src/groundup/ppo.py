@@ -82,6 +82,9 @@ class PPOTrainer(GRPOTrainer):
     Args:
         critic: one-label sequence-classification model, trained in place. It is separate from the policy and from the reward
             model, though it may start from the latter's weights (`load_critic`).
+
+    Raises:
+        InputError: DeepSpeed or FSDP, which take one model and one optimizer.
     """
 
     _name = "PPO"
@@ -93,6 +96,9 @@ class PPOTrainer(GRPOTrainer):
         config.beta = config.kl_coef
         super().__init__(*args, **kwargs)
         config.beta = self.beta = 0.0
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            fix = "launch with accelerate_configs/ddp.yaml"
+            raise InputError("PPO trains two models, and DeepSpeed and FSDP take one", "accelerate configuration", fix)
         self.critic = self.accelerator.prepare_model(Critic(critic))
         self._scores = None
 
