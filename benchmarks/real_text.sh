@@ -118,7 +118,7 @@ if [ "$quick" != look ]; then
     recipe sft ${quick:+"${tiny[@]}" --max_rows 64}
     recipe reward ${quick:+"${tiny[@]}" --max_rows 64 --max_eval_rows 32}
     recipe ppo ${quick:+"${tiny[@]}" --per_device_train_batch_size 8}
-    recipe grpo ${quick:+"${tiny[@]}" --per_device_train_batch_size 32}
+    recipe grpo --force true ${quick:+"${tiny[@]}" --per_device_train_batch_size 32}
     models+=(sft reward ppo grpo)
 fi
 small=(--max_rows 8 --k 2 --pass_at_k_problems 4 --max_new_tokens 16)

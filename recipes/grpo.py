@@ -4,8 +4,9 @@ accelerate launch recipes/grpo.py --config recipes/nano/grpo.yaml
 """
 
 from groundup.callbacks import watch
-from groundup.configs import DataArguments, RehearsalArguments, RewardArguments, run
+from groundup.configs import DataArguments, GateArguments, RehearsalArguments, RewardArguments, run
 from groundup.data import add_rehearsal, load_problems, load_prompts
+from groundup.gate import Gate
 from groundup.grpo import GRPOTrainer
 from groundup.model import check_model_path, load_causal_model
 from groundup.rewards import build_rewards
@@ -19,13 +20,14 @@ def main(
     data_args: DataArguments,
     rehearsal_args: RehearsalArguments,
     reward_args: RewardArguments,
+    gate_args: GateArguments,
     training_args: GRPOConfig,
     model_args: ModelConfig,
 ):
     # 1. Arguments
     parent = model_args.model_name_or_path
     check_model_path(parent)
-    stage = start("grpo", training_args, model_args, reward_args, rehearsal_args, data_args, parent=parent)
+    stage = start("grpo", training_args, model_args, reward_args, rehearsal_args, gate_args, data_args, parent=parent)
 
     # 2. Tokenizer and data
     tokenizer = AutoTokenizer.from_pretrained(parent)
@@ -52,6 +54,7 @@ def main(
         peft_config=get_peft_config(model_args),
     )
     watch(trainer)
+    trainer.add_callback(Gate(trainer, gate_args, stage.directory))  # stops here if there is nothing to learn from
 
     # 5. Train and hand over
     trainer.train(resume_from_checkpoint=stage.checkpoint)
@@ -59,4 +62,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main, DataArguments, RehearsalArguments, RewardArguments, GRPOConfig, ModelConfig)
+    run(main, DataArguments, RehearsalArguments, RewardArguments, GateArguments, GRPOConfig, ModelConfig)

@@ -28,7 +28,7 @@ OPTIONS = {
     "sft": ["--max_rows", "64", "--per_device_train_batch_size", "4"],
     "reward": ["--max_rows", "64", "--max_eval_rows", "8", "--per_device_train_batch_size", "4"],
     "ppo": ROLLOUT,
-    "grpo": ROLLOUT,
+    "grpo": [*ROLLOUT, "--gate_prompts", "8", "--force", "true"],  # two steps teach nothing to build on
 }
 
 

@@ -215,6 +215,17 @@ class RehearsalArguments:
             raise InputError(f"`rehearsal_share: {self.rehearsal_share}` is no share", fix="write a number between 0 and 1")
 
 
+@dataclass
+class GateArguments:
+    """What GRPO asks the model before its first step (groundup.gate); a run that resumes is not asked again."""
+
+    gate_prompts: int = field(default=64, metadata={"help": "Prompts tried, `num_generations` times each; 0: no gate."})
+    gate_min_mixed: float = field(
+        default=0.05, metadata={"help": "Share of prompts of which some completions must pass and some fail."}
+    )
+    force: bool = field(default=False, metadata={"help": "Train although the gate says that there is nothing to learn from."})
+
+
 def dataclass_fields(types: Iterable[type]) -> dict[str, Any]:
     """Field name -> its type, for all of `types`."""
     return {f.name: hints[f.name] for kind in types for hints in [get_type_hints(kind)] for f in fields(kind) if f.init}

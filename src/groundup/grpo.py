@@ -1,5 +1,10 @@
 """Rung 4: TRL's GRPOTrainer, with an order of prompts that survives a resumption."""
 
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
 import trl
 from groundup.errors import InputError
 from trl.trainer.utils import RepeatSampler
@@ -48,3 +53,36 @@ class GRPOTrainer(trl.GRPOTrainer):
         if isinstance(self._sampler, EpochRepeatSampler) and self._sampler.shuffle:
             self._sampler.set_epoch(kwargs["epoch"])
         return super()._run_epoch(**kwargs)
+
+    # -- looking before leaping
+
+    def _calculate_rewards(self, *args, **kwargs):
+        self._rewards = super()._calculate_rewards(*args, **kwargs)  # gathered: (world x B, functions)
+        return self._rewards
+
+    @torch.no_grad()
+    def dry_rollout(self, inputs: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Completions of this process's `inputs`, as a step would draw them, and nothing learned.
+
+        Returns:
+            Of all processes together: rewards (N, functions), and whether each ended its turn (N,), both on the CPU.
+        """
+        batch = self._generate_and_score_completions(inputs)
+        stops = torch.tensor(self.eos_token_ids, device=batch["completion_ids"].device)
+        ended = (torch.isin(batch["completion_ids"], stops) & batch["completion_mask"].bool()).any(1)
+        return self._rewards.cpu(), self.accelerator.gather(ended).cpu()
+
+    @contextlib.contextmanager
+    def unnoticed(self) -> Iterator[None]:
+        """Rollouts in here leave random numbers, counts and logs as they were."""
+        seen, training = self.state.num_input_tokens_seen, self.model.training
+        kept = copy.deepcopy((self._metrics, self._logs))
+        devices = [self.accelerator.device.index or 0] if self.accelerator.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):
+                self.model.train()  # the engine asks it which kind of rollout is meant
+                yield
+        finally:
+            self.state.num_input_tokens_seen = seen
+            self._metrics, self._logs = kept
+            self.model.train(training)

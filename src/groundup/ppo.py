@@ -100,7 +100,6 @@ class PPOTrainer(GRPOTrainer):
             fix = "launch with accelerate_configs/ddp.yaml"
             raise InputError("PPO trains two models, and DeepSpeed and FSDP take one", "accelerate configuration", fix)
         self.critic = self.accelerator.prepare_model(Critic(critic))
-        self._scores = None
 
     # -- the critic is trained, saved and resumed with the policy
 
@@ -139,10 +138,6 @@ class PPOTrainer(GRPOTrainer):
 
     # -- rollout
 
-    def _calculate_rewards(self, *args, **kwargs):
-        self._scores = super()._calculate_rewards(*args, **kwargs)  # gathered: (world x B, rewards)
-        return self._scores
-
     def values(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The critic's forecast before each token of the completions, (B, T)."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
@@ -168,7 +163,7 @@ class PPOTrainer(GRPOTrainer):
                 batch["old_per_token_logps"] = self._in_chunks(self._logps, batch)
             values = self._in_chunks(self.values, batch) * mask
             mine = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
-            scores = (self._scores[mine] * self.reward_weights.to(mask.device)).nansum(1)
+            scores = (self._rewards[mine] * self.reward_weights.to(mask.device)).nansum(1)
             ended = torch.isin(batch["completion_ids"], torch.tensor(self.eos_token_ids, device=mask.device))
             ended = (ended & mask.bool()).any(1)
             scores = scores - args.missing_eos_penalty * (~ended).float()

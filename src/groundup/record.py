@@ -22,6 +22,7 @@ from groundup.errors import InputError
 SCHEMA = 1
 FILE = "run.json"
 EVALUATION = "eval.json"
+GATE = "gate.json"  # what GRPO's prompts came to before its first step
 PACKAGES = ("groundup", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
 
 

@@ -77,6 +77,7 @@ def _read_rung(directory: Path) -> dict[str, Any] | None:
         **{key: known.get(key) for key in ("git_commit", "versions", "hardware", "config", "exit")},
         **{key: known.get(key) for key in ("plan", "peak_memory_bytes", "prepared")},
         "final": known.get("metrics") or {},
+        "gate": record.read_json(directory / record.GATE),
     }
 
 
@@ -310,6 +311,7 @@ def write_report(run_dir: str | Path) -> Path:
         "note": NOTE if report["synthetic"] else "",
         "environments": _environments(report["rungs"]),
         "predictions": _predictions(report["rungs"]),
+        "gates": [(rung["name"], scoreboard.gate_table(rung["gate"]), rung["gate"]) for rung in report["rungs"] if rung["gate"]],
         "preparation": _preparation(report["rungs"]),
     }
     figures = [

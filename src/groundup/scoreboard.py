@@ -81,3 +81,22 @@ def _percent(share: float) -> str:
     percent = 100 * share
     # 99.7 must not read as "all", nor 0.3 as "none".
     return f"{min(max(percent, 0.1), 99.9):.1f}" if 0 < percent < 1 or 99 < percent < 100 else f"{percent:.0f}"
+
+
+GATE_COLUMNS = {
+    "pass_at_1": "pass@1",
+    "pass_at_k": "pass@{k}",
+    "mixed": "some of {k}",
+    "in_format": "in format",
+    "cut_off": "cut off",
+}
+
+
+def gate_table(found: dict) -> list[list[str]]:
+    """Heading and rows of what `gate.json` holds (groundup.gate)."""
+    columns = [name for name in GATE_COLUMNS if name in found["all"]]
+    rows = [["difficulty", "prompts", *(GATE_COLUMNS[name].format(k=found["k"]) for name in columns)]]
+    lines = found["by_difficulty"] if len(found["by_difficulty"]) > 1 else {}
+    for level, line in [*lines.items(), ("all", found["all"])]:
+        rows.append([level, str(line["mixed"]["n"]), *(show_metric("share", line[name]) for name in columns)])
+    return rows

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from groundup.configs import (
     DataArguments,
+    GateArguments,
     ModelArguments,
     PrepareArguments,
     RehearsalArguments,
@@ -40,7 +41,7 @@ TYPES: dict[str, tuple[type, ...]] = {  # what each recipe parses
     "sft": (DataArguments, SFTConfig, ModelConfig),
     "reward": (DataArguments, RewardConfig, ModelConfig),
     "ppo": (DataArguments, RewardArguments, PPOConfig, ModelConfig),
-    "grpo": (DataArguments, RehearsalArguments, RewardArguments, GRPOConfig, ModelConfig),
+    "grpo": (DataArguments, RehearsalArguments, RewardArguments, GateArguments, GRPOConfig, ModelConfig),
 }
 MARKS = {  # keys without which a YAML is none of the rung's
     "tokenizer": {"vocab_size"},

@@ -162,6 +162,8 @@ class Rungs:
                 "save_steps": 3,
                 "model_name_or_path": str(self["sft"].directory),
                 "rewards": reachable,
+                "gate_prompts": 4,
+                "force": True,
             },
         }[name]()
 
