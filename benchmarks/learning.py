@@ -33,10 +33,10 @@ SHARED = {
     "lr_scheduler_type": "warmup_stable_decay",
 }
 MUON = {
-    "muon_learning_rate": 0.02,
+    "muon_learning_rate": 0.03,
     "learning_rate": 8e-3,
-    "embedding_learning_rate": 0.1,
-    "head_learning_rate": 4e-3,
+    "embedding_learning_rate": 0.3,
+    "head_learning_rate": 8e-3,
     "embedding_std": 0.8,
     "head_std": 1e-3,
     "residual_init": "zero",

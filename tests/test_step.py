@@ -133,3 +133,10 @@ def test_timing_leaves_the_generator_where_it_was(load):
         assert 0 < forward < 60 and 0 < update < 60
         assert 0 < measure_generation(Step(load("ppo"), False), budget) < 600
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_model_of_one_layer_is_timed(load):
+    one = load(
+        "pretrain", model_config='{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}'
+    )
+    assert all(seconds > 0 for seconds in measure(Step(one, cuda=False), 10.0))

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -64,6 +65,8 @@ class Step:
             return config
         config = copy.deepcopy(config)
         config.num_hidden_layers = self.layers
+        if kinds := getattr(config, "layer_types", None):  # one a layer; a model of one layer is measured with two
+            config.layer_types = list(itertools.islice(itertools.cycle(kinds), self.layers))
         return config
 
     def policy(self) -> nn.Module:
