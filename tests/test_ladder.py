@@ -27,6 +27,7 @@ OPTIONS = {
     ],
     "sft": ["--max_rows", "64", "--per_device_train_batch_size", "4"],
     "reward": ["--max_rows", "64", "--max_eval_rows", "8", "--per_device_train_batch_size", "4"],
+    "dpo": ["--max_rows", "64", "--max_eval_rows", "8", "--per_device_train_batch_size", "4"],
     "ppo": ROLLOUT,
     "grpo": [*ROLLOUT, "--gate_prompts", "8", "--force", "true"],  # two steps teach nothing to build on
 }
@@ -106,7 +107,7 @@ def test_each_rung_stands_on_the_one_before(folder, ladder):
         assert f"{name}: done in" in ladder[name]
         assert "step 2/2" in ladder[name]
         assert entry["tokenizer_sha256"] == record.hash_tokenizer(nano / "tokenizer")
-    parents = {"sft": "pretrain", "reward": "sft", "ppo": "sft", "grpo": "ppo"}
+    parents = {"sft": "pretrain", "reward": "sft", "dpo": "sft", "ppo": "sft", "grpo": "ppo"}
     for name, parent in parents.items():
         entry = record.read(nano / name)["parent"]
         assert entry["path"] == f"out/nano/{parent}"
@@ -116,7 +117,7 @@ def test_each_rung_stands_on_the_one_before(folder, ladder):
 def test_every_rung_is_measured(folder, evaluated):
     said, _ = evaluated
     nano = folder / "out" / "nano"
-    for name in ("random", "pretrain", "sft", "ppo", "grpo"):
+    for name in ("random", "pretrain", "sft", "dpo", "ppo", "grpo"):
         metrics = record.read_evaluation(nano / name)["metrics"]
         assert {"bits_per_byte", "cloze", "asked", "follows", "problems", "stops", "true_win_rate"} <= metrics.keys()
         assert f"evaluate: {name}: bits_per_byte " in said
@@ -130,7 +131,7 @@ def test_report_shows_every_rung(folder, evaluated):
     _, said = evaluated
     report = json.loads((folder / "out" / "nano" / "report.json").read_text())
     rungs = [rung["rung"] for rung in report["rungs"]]
-    assert rungs == ["random", "pretrain", "sft", "reward", "ppo", "grpo"]
+    assert rungs == ["random", "pretrain", "sft", "dpo", "reward", "ppo", "grpo"]
     page = (folder / "out" / "nano" / "report.html").read_text()
     for name in rungs:
         assert name in said and name in page

@@ -114,10 +114,11 @@ def _apart() -> Iterator[None]:
 
 
 def _flops(load: Workload, step: Step) -> float:
-    """FLOPs of the whole rung: training, and for rollouts generation and scoring, a forward pass each."""
+    """FLOPs of the whole rung: training, DPO's reference, and for rollouts generation and scoring, a forward pass each."""
     parameters, trained, everything = step.parameters()
     forward = 2.0 * everything
     each = step_flops(load, parameters, load.length) + 6.0 * (trained - parameters)
+    each += 2.0 * (everything - trained) if load.rung == "dpo" else 0.0
     total = load.steps * load.step_tokens * each
     return total + load.rollouts * load.world * load.rollout * load.length * (forward + 2.0 * parameters)
 

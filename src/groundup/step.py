@@ -76,7 +76,12 @@ class Step:
             config = copy.deepcopy(config)
             config.num_labels = 1
         model = kind.from_config(config, dtype=self.dtype).train()
-        fused = {"sft": ("entropy", "is_top1") if self.cuda else None, "ppo": ("entropy",), "grpo": ("entropy",)}
+        fused = {
+            "sft": ("entropy", "is_top1") if self.cuda else None,
+            "dpo": ("entropy", "mean_logits", "is_top1"),
+            "ppo": ("entropy",),
+            "grpo": ("entropy",),
+        }
         if outputs := fused.get(self.load.rung):
             add_fused_lm_head(model, outputs=("log_probs", *outputs))
         if self.args.gradient_checkpointing:
@@ -84,7 +89,7 @@ class Step:
         return model
 
     def others(self) -> dict[str, nn.Module]:
-        """The other models of PPO and GRPO: a critic is trained, the rest is held."""
+        """The other models of DPO, PPO and GRPO: a critic is trained, the rest is held."""
         made = {}
         for number, (role, config) in enumerate(self.load.others):
             kind = AutoModelForCausalLM if role == "ref" else AutoModelForSequenceClassification
@@ -115,11 +120,14 @@ class Step:
             return policy(input_ids=ids, attention_mask=mask, labels=ids).loss
         outputs = policy(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True)
         loss = -outputs.log_probs.sum()
-        for critic in others:
-            if any(p.requires_grad for p in critic.parameters()):
-                trunk = getattr(critic, critic.base_model_prefix)
-                values = critic.score(trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state)
+        for other in others:
+            trunk = getattr(other, other.base_model_prefix)
+            if any(p.requires_grad for p in other.parameters()):
+                values = other.score(trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state)
                 loss = loss + values.float().square().sum()
+            elif self.load.rung == "dpo":  # its reference reads what it reads
+                with torch.no_grad():
+                    trunk(input_ids=ids, attention_mask=mask, use_cache=False)
         return loss
 
     def _pretraining_loss(self, policy: nn.Module, ids: Tensor) -> Tensor:

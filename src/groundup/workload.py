@@ -32,7 +32,7 @@ from groundup.record import read_json
 from groundup.shards import is_prepared, read_manifest
 from groundup.sources import SUFFIXES, list_sources, mix
 from transformers import AutoConfig, AutoTokenizer, TrainingArguments
-from trl import GRPOConfig, ModelConfig, RewardConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig
 
 TYPES: dict[str, tuple[type, ...]] = {  # what each recipe parses
     "tokenizer": (DataArguments, TokenizerArguments),
@@ -40,6 +40,7 @@ TYPES: dict[str, tuple[type, ...]] = {  # what each recipe parses
     "pretrain": (DataArguments, ModelArguments, TrainingArguments),
     "sft": (DataArguments, SFTConfig, ModelConfig),
     "reward": (DataArguments, RewardConfig, ModelConfig),
+    "dpo": (DataArguments, DPOConfig, ModelConfig),
     "ppo": (DataArguments, RewardArguments, PPOConfig, ModelConfig),
     "grpo": (DataArguments, RehearsalArguments, RewardArguments, GateArguments, GRPOConfig, ModelConfig),
 }
@@ -49,12 +50,14 @@ MARKS = {  # keys without which a YAML is none of the rung's
     "pretrain": {"tokenizer_path"},
     "sft": {"model_name_or_path"},
     "reward": {"model_name_or_path"},
+    "dpo": {"model_name_or_path"},
     "ppo": {"rewards"},
     "grpo": {"rewards"},
 }
 LOADERS: dict[str, Callable] = {
     "sft": load_conversations,
     "reward": load_preferences,
+    "dpo": load_preferences,
     "ppo": load_prompts,
     "grpo": load_problems,
 }
@@ -83,7 +86,9 @@ class Workload:
     source: str
     args: Any  # the rung's training arguments
     model: Any  # transformers configuration; None for the tokenizer
-    others: list[tuple[str, Any]] = field(default_factory=list)  # of PPO and GRPO: ("ref" | "reward" | "critic", configuration)
+    others: list[tuple[str, Any]] = field(
+        default_factory=list
+    )  # of DPO, PPO and GRPO: ("ref" | "reward" | "critic", configuration)
     world: int = 1
     micro: int = 1
     sides: int = 1  # rows of a pair that go through the model together
@@ -216,14 +221,16 @@ def _describe_tuning(load: Workload, of: dict[type, Any], rows: int | None) -> N
     load.model = model_config(settings.model_name_or_path, load)
     counted = count_rows(load.rung, data, settings.model_name_or_path, rows, load)
     load.rows, lengths = counted
-    load.sides, load.counted = 2 if load.rung == "reward" else 1, bool(lengths)
+    load.sides, load.counted = 2 if load.rung in ("reward", "dpo") else 1, bool(lengths)
     batch = load.micro * load.accumulation * load.world
-    if load.rung in ("sft", "reward"):
+    if load.rung in ("sft", "reward", "dpo"):
         limit = args.max_length or load.model.max_position_embeddings
         load.longest = min(limit, max(lengths, default=limit))
         load.length = padded(lengths, load.micro, limit, args.train_sampling_strategy == "group_by_length")
         if not lengths:
             load.assumed.append(f"rows of {limit} tokens (`max_length`): the data is not here to be counted")
+        if load.rung == "dpo":
+            load.others.append(("ref", load.model))
     else:
         load.prompt = round(padded(lengths, args.per_device_train_batch_size, 10**9, False)) if lengths else 256
         if not lengths:

@@ -139,6 +139,14 @@ class Rungs:
                 "max_rows": 40,
                 "model_name_or_path": str(self["sft"].directory),
             },
+            "dpo": lambda: {
+                **common,
+                **held_out,
+                "dataset": world["preferences"],
+                "eval_dataset": str(self.world / "eval_preferences.jsonl"),
+                "max_rows": 40,
+                "model_name_or_path": str(self["sft"].directory),
+            },
             "ppo": lambda: {
                 **common,
                 **rollout,

@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 
 from recipes.miniature import run_recipe
 
-TRAINED = ("pretrain", "sft", "reward", "ppo", "grpo")
-PARENT = {"sft": "pretrain", "reward": "sft", "ppo": "sft", "grpo": "sft"}
+TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
+PARENT = {"sft": "pretrain", "reward": "sft", "dpo": "sft", "ppo": "sft", "grpo": "sft"}
 DATA = {
     "pretrain": "documents",
     "sft": "conversations",
     "reward": "preferences",
+    "dpo": "preferences",
     "ppo": "prompts",
     "grpo": "problems",
 }

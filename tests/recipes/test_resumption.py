@@ -9,7 +9,7 @@ from groundup.errors import InputError
 
 from recipes.miniature import interrupt, run_recipe
 
-STEP = {"pretrain": 2, "sft": 2, "reward": 2, "ppo": 2, "grpo": 3}  # grpo: in its second epoch of two steps
+STEP = {"pretrain": 2, "sft": 2, "reward": 2, "dpo": 2, "ppo": 2, "grpo": 3}  # grpo: in its second epoch of two steps
 
 
 def same(first: dict, second: dict) -> bool:
