@@ -32,9 +32,9 @@ def main(data_args: DataArguments, reward_args: RewardArguments, training_args: 
     prompts = load_prompts(data_args, seed=training_args.seed)
     stage.uses(prompts.provenance)
 
-    # 3. Models: the policy, and a critic that starts where the reward model stands
+    # 3. Models: the policy, and a critic that starts where the reward model stands, unless the policy's trunk is its own
     policy = load_causal_model(model_args)
-    critic = load_critic(start_of_critic)
+    critic = None if training_args.shared_critic else load_critic(start_of_critic)
     longest = policy.config.max_position_embeddings
     check_prompts(prompts.rows["prompt"], tokenizer, training_args.max_completion_length, longest, stage.name_of_data)
 

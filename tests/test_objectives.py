@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from groundup.objectives import (
+    adapted_kl_coef,
     clipped_policy_loss,
     clipped_value_loss,
     explained_variance,
@@ -12,6 +13,7 @@ from groundup.objectives import (
     kl_estimate,
     masked_mean,
     masked_var,
+    merged_moments,
     token_rewards,
     whiten,
 )
@@ -154,3 +156,21 @@ def test_explained_variance():
     # the wrong sign: what is left is twice the return, of four times the variance
     assert_close(explained_variance(-returns, returns, MASK), tensor(-3.0))
     assert explained_variance(VALUES, torch.ones(3, 3), MASK).isfinite()
+
+
+def test_kl_coefficient_is_steered_to_the_target():
+    # twice the target: the error of 1 is held at 0.2, and 100 of 1000 completions make a tenth of it
+    assert adapted_kl_coef(0.5, 12.0, 6.0, 100, 1000) == pytest.approx(0.5 * 1.02)
+    assert adapted_kl_coef(0.5, 0.0, 6.0, 100, 1000) == pytest.approx(0.5 * 0.98)
+    assert adapted_kl_coef(0.5, 6.6, 6.0, 100, 1000) == pytest.approx(0.5 * 1.01)
+    assert adapted_kl_coef(0.5, 6.0, 6.0, 100, 1000) == 0.5
+
+
+def test_moments_are_those_of_everything_so_far():
+    parts, moments = [tensor([1.0, 2.0, 6.0]), tensor([4.0]), tensor([-3.0, 8.0])], (0.0, 0.0, 0.0)
+    for part in parts:
+        moments = merged_moments(moments, part)
+    everything = torch.cat(parts)
+    count, mean, deviations = moments
+    assert count == 6 and mean == pytest.approx(3.0)
+    assert deviations / (count - 1) == pytest.approx(everything.var().item())

@@ -99,7 +99,9 @@ class Watched(PPOTrainer):
             with torch.no_grad():
                 ids, mask, length = whole(inputs)
                 logps = plain_logps(model, ids, mask, length)
-                values = plain_values(self.critic.model, ids, mask, length)
+                hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
+                shared = self.critic(hidden[:, -length - 1 : -1]) if self.shared else None
+                values = shared if self.shared else plain_values(self.critic.model, ids, mask, length)
             kept = {key: value.clone() for key, value in inputs.items() if isinstance(value, torch.Tensor)}
             self.losses.append((loss.detach().clone(), logps, values, kept))
         return loss
@@ -123,7 +125,7 @@ def plain_values(model, ids, mask, length):
 def build(tiny_base, tokenizer, directory, rewards=words_rewarded, weights=None, kind=Watched, prompts=None, **settings):
     torch.manual_seed(1)
     policy = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-    critic = load_critic(str(tiny_base))
+    critic = None if settings.get("shared_critic") else load_critic(str(tiny_base))
     args = PPOConfig(
         **{
             "output_dir": str(directory),
@@ -436,3 +438,86 @@ def test_settings_that_are_not_ppo(tmp_path, setting, says):
 def test_one_completion_a_prompt_is_the_default(tmp_path):
     assert PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False).num_generations == 1
     assert PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, num_generations=4).num_generations == 4
+
+
+# -- a critic on the policy's trunk ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps_per_generation", "iterations"), [(1, 1), (2, 2)])
+def test_shared_critic_reads_the_policys_own_pass(tiny_base, tokenizer, tmp_path, steps_per_generation, iterations):
+    """Values come with log-probabilities: of the rollout and of each minibatch, the policy makes one pass each."""
+    steps = steps_per_generation * iterations
+    settings = {"steps_per_generation": steps_per_generation, "num_iterations": iterations, "max_steps": steps}
+    trainer = build(tiny_base, tokenizer, tmp_path, kind=PPOTrainer, shared_critic=True, **settings)
+    trainer.__class__ = type("Plain", (PPOTrainer,), {"_generate_single_turn": Watched._generate_single_turn})
+    rows = []
+    trainer.trunk.register_forward_pre_hook(lambda m, args, kwargs: rows.append(kwargs["input_ids"].size(0)), with_kwargs=True)
+    before = {name: tensor.clone() for name, tensor in trainer.critic.state_dict().items()}
+    trainer.train()
+    completions = 4 * steps_per_generation
+    assert sum(rows) == completions * (1 + iterations)
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in trainer.critic.state_dict().items())
+
+
+def test_shared_critic_is_clipped_regression_on_the_returns(tiny_base, tokenizer, tmp_path):
+    trainer = build(tiny_base, tokenizer, tmp_path, shared_critic=True, num_iterations=2, max_steps=8)
+    torch.nn.init.normal_(trainer.critic.score.weight, std=0.3)
+    trainer.train()
+    first = trainer.rollouts[0]
+    assert first["values"].abs().max() > 0.1
+    for loss, logps, values, batch in trainer.losses:
+        mask, args = batch["completion_mask"].float(), trainer.args
+        policy, _ = objectives.clipped_policy_loss(logps, batch["old_per_token_logps"], batch["advantages"], mask, args.epsilon)
+        value, _ = objectives.clipped_value_loss(values, batch["values"], batch["returns"], mask, args.cliprange_value)
+        assert loss.item() == pytest.approx((policy + args.vf_coef * value).item(), abs=1e-4, rel=1e-4)
+
+
+def test_which_critic_is_said_once(tiny_base, tokenizer, tmp_path):
+    with pytest.raises(InputError, match="a shared critic has no weights of its own"):
+        build(tiny_base, tokenizer, tmp_path, shared_critic=True, critic_model_name_or_path=str(tiny_base))
+
+
+# -- what steers a run as it goes ------------------------------------------------------------------------------------------
+
+
+def test_critic_warms_up_alone(tiny_base, tokenizer, tmp_path):
+    trainer = build(tiny_base, tokenizer, tmp_path, critic_warmup_steps=2, max_steps=2, weight_decay=0.0)
+    policy = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    critic = {name: tensor.clone() for name, tensor in trainer.critic.state_dict().items()}
+    trainer.train()
+    assert all(torch.equal(tensor, policy[name]) for name, tensor in trainer.model.state_dict().items())
+    assert not all(torch.equal(tensor, critic[name]) for name, tensor in trainer.critic.state_dict().items())
+
+
+def test_kl_coefficient_follows_its_target_and_survives_a_checkpoint(tiny_base, tokenizer, tmp_path):
+    settings = {"kl_target": 1e-3, "kl_horizon": 80, "normalize_scores": True, "save_strategy": "steps", "save_steps": 2}
+    trainer = build(tiny_base, tokenizer, tmp_path, max_steps=4, **settings)
+    trainer.train()
+    logged = [line["objective/kl"] for line in trainer.state.log_history if "objective/kl" in line]
+    expected = 0.1
+    for kl in logged:
+        expected = objectives.adapted_kl_coef(expected, kl, 1e-3, 8, 80)
+    assert trainer.kl_coef == pytest.approx(expected) and trainer.kl_coef != 0.1
+    assert [line["kl_coef"] for line in trainer.state.log_history if "kl_coef" in line][-1] == pytest.approx(expected)
+    again = build(tiny_base, tokenizer, tmp_path, max_steps=4, **settings)
+    again.create_optimizer_and_scheduler(4)
+    again._load_optimizer_and_scheduler(str(tmp_path / "checkpoint-4"))
+    assert (again.kl_coef, again.moments) == (trainer.kl_coef, trainer.moments) and again.moments[0] == 16
+
+
+def test_scores_are_normalised_then_clipped(tiny_base, tokenizer, tmp_path):
+    settings = {"kl_coef": 0.0, "lam": 1.0, "missing_eos_penalty": 0.0, "max_steps": 1}
+    plain = build(tiny_base, tokenizer, tmp_path, **settings)
+    plain.train()
+    normal = build(tiny_base, tokenizer, tmp_path, normalize_scores=True, clip_score=0.5, **settings)
+    normal.train()
+    scores, found = plain.rollouts[0]["returns"][:, 0], normal.rollouts[0]["returns"][:, 0]
+    expected = ((scores - scores.mean()) / scores.std()).clamp(-0.5, 0.5)
+    assert expected.unique().numel() > 2 or expected.abs().max() == 0.5
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"kl_target": 0.0}, {"clip_score": -1.0}, {"kl_horizon": 0}])
+def test_limits_are_positive(tmp_path, wrong):
+    with pytest.raises(InputError, match="is not above 0"):
+        PPOConfig(str(tmp_path), use_cpu=True, bf16=False, **wrong)

@@ -12,14 +12,17 @@ import torch
 from groundup.errors import InputError
 from groundup.grpo import GRPOTrainer
 from groundup.objectives import (
+    adapted_kl_coef,
     clipped_value_loss,
     explained_variance,
     gae,
     kl_estimate,
     masked_mean,
+    merged_moments,
     token_rewards,
     whiten,
 )
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -47,7 +50,19 @@ class PPOConfig(GRPOConfig):
         default=1.0, metadata={"help": "Taken off the score of a completion that does not end its turn."}
     )
     critic_model_name_or_path: str | None = field(default=None, metadata={"help": "What the critic starts from: the reward model."})
-    critic_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the critic."})
+    shared_critic: bool = field(
+        default=False, metadata={"help": "No model of its own: a value head on the policy's trunk, read in the policy's own pass."}
+    )
+    critic_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the critic, or of the value head."})
+    critic_warmup_steps: int = field(default=0, metadata={"help": "First steps, in which the critic alone learns."})
+    kl_target: float | None = field(
+        default=None, metadata={"help": "KL of a completion that `kl_coef` is steered to; without it `kl_coef` stays."}
+    )
+    kl_horizon: int = field(default=10_000, metadata={"help": "Completions over which `kl_coef` may change by a fifth."})
+    normalize_scores: bool = field(
+        default=False, metadata={"help": "Scores less their running mean, over their running deviation."}
+    )
+    clip_score: float | None = field(default=None, metadata={"help": "Largest score, and, negative, smallest; after normalising."})
 
     def __post_init__(self):
         # GRPO cannot do without a second completion to compare with, PPO can; the check stands in its __post_init__ only.
@@ -60,6 +75,11 @@ class PPOConfig(GRPOConfig):
             raise InputError(f"`loss_type: {self.loss_type}` is not PPO's", fix="leave `loss_type` out")
         if self.kl_estimator not in ("k1", "k3"):
             raise InputError(f"`kl_estimator: {self.kl_estimator}`", fix="write k1 or k3")
+        for name in ("kl_target", "clip_score", "kl_horizon"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise InputError(f"`{name}: {value}` is not above 0", fix="leave it out, or write a positive number")
+        if self.shared_critic and self.critic_model_name_or_path:
+            raise InputError("a shared critic has no weights of its own", "critic_model_name_or_path", "leave one of the two out")
 
 
 class Critic(torch.nn.Module):
@@ -76,12 +96,26 @@ class Critic(torch.nn.Module):
         return self.model.score(hidden)[..., 0]
 
 
+class ValueHead(torch.nn.Module):
+    """A critic that shares the policy's trunk: one number from each of its hidden states, at first 0."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.score = torch.nn.Linear(width, 1)
+        torch.nn.init.zeros_(self.score.weight)
+        torch.nn.init.zeros_(self.score.bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, T, D) -> (B, T)."""
+        return self.score(hidden)[..., 0]
+
+
 class PPOTrainer(GRPOTrainer):
     """PPO: `GRPOTrainer` whose advantages come from a critic.
 
     Args:
         critic: one-label sequence-classification model, trained in place. It is separate from the policy and from the reward
-            model, though it may start from the latter's weights (`load_critic`).
+            model, though it may start from the latter's weights (`load_critic`). None with `shared_critic`.
 
     Raises:
         InputError: DeepSpeed or FSDP, which take one model and one optimizer.
@@ -89,7 +123,7 @@ class PPOTrainer(GRPOTrainer):
 
     _name = "PPO"
 
-    def __init__(self, *args, critic: PreTrainedModel, **kwargs):
+    def __init__(self, *args, critic: PreTrainedModel | None = None, **kwargs):
         config = kwargs["args"]
         # The engine loads a reference model, and scores rollouts with it, only when its own KL term is on. The term in the loss
         # is turned off again at once: PPO's KL is a reward.
@@ -99,7 +133,16 @@ class PPOTrainer(GRPOTrainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             fix = "launch with accelerate_configs/ddp.yaml"
             raise InputError("PPO trains two models, and DeepSpeed and FSDP take one", "accelerate configuration", fix)
-        self.critic = self.accelerator.prepare_model(Critic(critic))
+        self.shared = critic is None
+        if self.shared != config.shared_critic:
+            raise InputError(
+                "a critic is given" if critic else "no critic is given", "shared_critic", "write `shared_critic` as it is"
+            )
+        policy = self.accelerator.unwrap_model(self.model)
+        policy = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+        self.trunk = policy.base_model
+        self.critic = self.accelerator.prepare_model(ValueHead(policy.config.hidden_size) if self.shared else Critic(critic))
+        self.kl_coef, self.moments = config.kl_coef, (0.0, 0.0, 0.0)  # what a run changes as it goes, saved with it
 
     # -- the critic is trained, saved and resumed with the policy
 
@@ -124,8 +167,9 @@ class PPOTrainer(GRPOTrainer):
         if self.args.should_save:  # before super(), which writes trainer_state.json, the mark of a whole checkpoint, last
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
-            weights = self.accelerator.unwrap_model(self.critic).model.state_dict()
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "critic.safetensors")
+            weights = self._critic_model().state_dict()
+            state = {"kl_coef": repr(self.kl_coef), "moments": " ".join(map(repr, self.moments))}
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "critic.safetensors", state)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
@@ -134,12 +178,39 @@ class PPOTrainer(GRPOTrainer):
             path = Path(checkpoint) / "critic.safetensors"
             if not path.is_file():
                 raise InputError("the checkpoint has no critic", str(path), "resume from another checkpoint, or start anew")
-            self.accelerator.unwrap_model(self.critic).model.load_state_dict(load_file(path))
+            self._critic_model().load_state_dict(load_file(path))
+            with safe_open(path, "pt") as file:
+                state = file.metadata() or {}
+            self.kl_coef = float(state.get("kl_coef", self.kl_coef))
+            self.moments = tuple(map(float, state["moments"].split())) if "moments" in state else self.moments
+
+    def _critic_model(self) -> torch.nn.Module:
+        critic = self.accelerator.unwrap_model(self.critic)
+        return critic if self.shared else critic.model
 
     # -- rollout
 
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        """As the engine's; with a shared critic the values of the policy's own pass are kept for who asks next."""
+        arguments = (model, input_ids, attention_mask, logits_to_keep, *args)
+        if not self.shared or model is self.ref_model:
+            return super()._get_per_token_logps_and_entropies(*arguments, **kwargs)
+        hidden: list[torch.Tensor] = []
+
+        def keep(module, inputs, outputs):
+            hidden.append(outputs.last_hidden_state[:, -logits_to_keep - 1 : -1])
+
+        handle = self.trunk.register_forward_hook(keep)
+        try:
+            found = super()._get_per_token_logps_and_entropies(*arguments, **kwargs)
+        finally:
+            handle.remove()
+        with self.accelerator.autocast():
+            self._values = self.critic(torch.cat(hidden)).float()
+        return found
+
     def values(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The critic's forecast before each token of the completions, (B, T)."""
+        """A separate critic's forecast before each token of the completions, (B, T)."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         with self.accelerator.autocast():
@@ -151,56 +222,86 @@ class PPOTrainer(GRPOTrainer):
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
         args = self.args
-        self.beta = args.kl_coef  # asks the engine for the reference's log-probabilities
+        self.beta = self.kl_coef  # asks the engine for the reference's log-probabilities
         try:
             batch = super()._generate_and_score_completions(inputs)
         finally:
             self.beta = 0.0
         mask = batch["completion_mask"].float()
-        rows = mask.size(0)
         with torch.no_grad():
-            if "old_per_token_logps" not in batch:  # one minibatch a rollout: the engine would take the policy's own
-                batch["old_per_token_logps"] = self._in_chunks(self._logps, batch)
-            values = self._in_chunks(self.values, batch) * mask
-            mine = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
-            scores = (self._rewards[mine] * self.reward_weights.to(mask.device)).nansum(1)
-            ended = torch.isin(batch["completion_ids"], torch.tensor(self.eos_token_ids, device=mask.device))
-            ended = (ended & mask.bool()).any(1)
-            scores = scores - args.missing_eos_penalty * (~ended).float()
-            old, ref = batch["old_per_token_logps"], batch.pop("ref_per_token_logps", None)
+            values, old = self._old_values_and_logps(batch)
+            values, batch["old_per_token_logps"] = values * mask, old
+            scores, ended = self._completion_scores(batch)
+            ref = batch.pop("ref_per_token_logps", None)
             kl = kl_estimate(old, old if ref is None else ref, args.kl_estimator) * mask
-            rewards = token_rewards(scores, kl, mask, args.kl_coef)
+            rewards = token_rewards(scores, kl, mask, self.kl_coef)
             if args.whiten_rewards:
                 rewards = whiten(rewards, mask, shift_mean=False)
             advantages, returns = gae(rewards, values, mask, args.gamma, args.lam)
             batch["values"], batch["returns"], batch["advantages"] = values, returns, whiten(advantages, mask)
-            self._note(
+            means = self._note(
                 {
                     "objective/kl": kl.sum(1).mean(),
                     "objective/score": scores.mean(),
                     "objective/returns": masked_mean(returns, mask),
                     "explained_variance": explained_variance(values, returns, mask),
-                    "ended": ended.float().mean(),
+                    "ended": ended.mean(),
                 }
             )
+        if args.kl_target:
+            completions = mask.size(0) * self.accelerator.num_processes
+            self.kl_coef = adapted_kl_coef(self.kl_coef, means["objective/kl"], args.kl_target, completions, args.kl_horizon)
+            self._metrics["train"]["kl_coef"].append(self.kl_coef)
         return batch
+
+    def _old_values_and_logps(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the rollout, (B, T) each, without gradients. With one minibatch a rollout the engine has not looked at its own tokens;
+        else it has, and a shared critic's values came with that, unless an adapter's reference was the last to pass the trunk."""
+        old = batch.get("old_per_token_logps")
+        if self.shared and old is not None and (self.ref_model is not None or not self.kl_coef):
+            return self._values, old
+        functions = {"logps": self._logps} if old is None or self.shared else {}
+        functions["values"] = (lambda rows: self._values) if self.shared else self.values  # those of the pass just made
+        found = self._in_chunks(functions, batch)
+        return found["values"], found.get("logps", old)
+
+    def _completion_scores(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each completion of this process earns, (B,), and whether it ended its turn, 1 or 0."""
+        args, mask = self.args, batch["completion_mask"]
+        everyones = (self._rewards * self.reward_weights.to(mask.device)).nansum(1)
+        if args.normalize_scores:
+            self.moments = count, mean, deviations = merged_moments(self.moments, everyones)
+            everyones = (everyones - mean) / max((deviations / max(count - 1, 1)) ** 0.5, 1e-4)
+        if args.clip_score:
+            everyones = everyones.clamp(-args.clip_score, args.clip_score)
+        first = self.accelerator.process_index * mask.size(0)
+        ended = torch.isin(batch["completion_ids"], torch.tensor(self.eos_token_ids, device=mask.device))
+        ended = (ended & mask.bool()).any(1).float()
+        return everyones[first : first + mask.size(0)] - args.missing_eos_penalty * (1 - ended), ended
 
     def _logps(self, batch):
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         return self._get_per_token_logps_and_entropies(self.model, ids, mask, batch["completion_ids"].size(1))[0]
 
-    def _in_chunks(self, function, batch):
-        """`function` over rows of `batch` in micro-batches, so that a rollout needs no more memory than a training step."""
+    def _in_chunks(self, functions: dict, batch) -> dict[str, torch.Tensor]:
+        """`functions` over rows of `batch` in micro-batches, so that a rollout needs no more memory than a training step."""
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         size, rows = self.args.per_device_train_batch_size, batch["completion_ids"].size(0)
-        return torch.cat([function({n: batch[n][i : i + size] for n in names}) for i in range(0, rows, size)])
+        found: dict[str, list] = {name: [] for name in functions}
+        for start in range(0, rows, size):
+            part = {n: batch[n][start : start + size] for n in names}
+            for name, function in functions.items():
+                found[name].append(function(part))
+        return {name: torch.cat(parts) for name, parts in found.items()}
 
-    def _note(self, figures: dict[str, torch.Tensor]) -> None:
+    def _note(self, figures: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Log the means over all processes, and return them."""
         names = list(figures)
         means = self.accelerator.reduce(torch.stack([figures[n].float() for n in names]), reduction="mean").tolist()
         for name, value in zip(names, means, strict=True):
             self._metrics["train"][name].append(value)
+        return dict(zip(names, means, strict=True))
 
     # -- loss
 
@@ -208,9 +309,15 @@ class PPOTrainer(GRPOTrainer):
         policy_loss = super()._compute_loss(model, inputs)
         if "returns" not in inputs:  # evaluation
             return policy_loss
+        if self.state.global_step < self.args.critic_warmup_steps:
+            policy_loss = policy_loss * 0.0  # not left out: every weight has a gradient, as its wrapper expects
         mask = inputs["completion_mask"].float()
         value_loss, clipped = clipped_value_loss(
-            self.values(inputs), inputs["values"], inputs["returns"], mask, self.args.cliprange_value
+            self._values if self.shared else self.values(inputs),
+            inputs["values"],
+            inputs["returns"],
+            mask,
+            self.args.cliprange_value,
         )
         self._note({"value_loss": value_loss.detach(), "value_clip_ratio": clipped})
         return policy_loss + self.args.vf_coef * value_loss / self.current_gradient_accumulation_steps

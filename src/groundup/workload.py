@@ -255,7 +255,7 @@ def _other_models(load: Workload, of: dict[type, Any]) -> None:
     models = [entry["model"] for entry in of[RewardArguments].rewards if "model" in entry]
     load.others += [("reward", model_config(path, load)) for path in models]
     args = load.args
-    if load.rung == "ppo":
+    if load.rung == "ppo" and not args.shared_critic:
         load.others.append(("critic", model_config(args.critic_model_name_or_path or (models or [None])[0], load) or load.model))
     if args.kl_coef if load.rung == "ppo" else args.beta:
         load.others.append(("ref", load.model))
