@@ -12,7 +12,7 @@ from groundup.rewards import build_rewards
 from groundup.stage import finish, start
 from groundup.tokenizer import check_prompts, check_tokenizer
 from transformers import AutoTokenizer
-from trl import ModelConfig
+from trl import ModelConfig, get_peft_config
 
 
 def main(data_args: DataArguments, reward_args: RewardArguments, training_args: PPOConfig, model_args: ModelConfig):
@@ -46,6 +46,7 @@ def main(data_args: DataArguments, reward_args: RewardArguments, training_args: 
         args=training_args,
         train_dataset=prompts.rows,
         processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
     )
     watch(trainer)
 

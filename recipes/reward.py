@@ -15,6 +15,7 @@ from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
 def main(data_args: DataArguments, training_args: RewardConfig, model_args: ModelConfig):
     # 1. Arguments
+    model_args.lora_task_type = "SEQ_CLS"  # with `use_peft`: the head is new, and saved with the adapter
     check_model_path(model_args.model_name_or_path)
     stage = start("reward", training_args, model_args, data_args, parent=model_args.model_name_or_path)
 

@@ -11,7 +11,7 @@ FLOORS = (
     "tokenizer model head toyland sources data verifier rewards metrics shards checkpoint cleaning minhash contamination"
     " hardware memory",  # things
     "optim callbacks pretraining sft grpo gate ppo evaluation corpus selection",  # loops
-    "card curves report stage preparation workload step plan plan_table",  # joints
+    "card curves report stage merging preparation workload step plan plan_table",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
@@ -28,6 +28,8 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("gate", "grpo"),
     ("report", "curves"),
     ("stage", "card"),
+    ("merging", "card"),
+    ("merging", "stage"),
     ("stage", "plan"),
     ("plan", "step"),
     ("plan_table", "plan"),

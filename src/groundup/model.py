@@ -202,6 +202,13 @@ def check_model_path(path: str | None) -> None:
         raise InputError(f"no model in `{path}`", "model_name_or_path", "run the rung before this one, or check the path")
 
 
+def _check_plain(path: str) -> None:
+    """An adapter on top of an adapter would be saved as one on the model under both, and its reference would be that model."""
+    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
+        fix = f"make a plain model of it: python recipes/merge.py {path} {path.rstrip('/')}_merged"
+        raise InputError(f"`{path}` holds an adapter", "model_name_or_path", fix)
+
+
 def loading_arguments(args: ModelConfig) -> dict[str, Any]:
     """What a recipe's model section says, in the words of `from_pretrained`."""
     return {
@@ -212,13 +219,23 @@ def loading_arguments(args: ModelConfig) -> dict[str, Any]:
 
 
 def load_causal_model(args: ModelConfig) -> PreTrainedModel:
-    """A model to train: weights in float32 unless `dtype` says otherwise, since the optimizer updates them."""
+    """A model to train: weights in float32 unless `dtype` says otherwise, since the optimizer updates them.
+
+    Raises:
+        InputError: an adapter, which is no model to start from.
+    """
+    _check_plain(args.model_name_or_path)
     dtype = torch.float32 if args.dtype in (None, "auto") else args.dtype
     return AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=dtype, **loading_arguments(args))
 
 
 def load_reward_model(args: ModelConfig, seed: int) -> PreTrainedModel:
-    """A chat model with a new head that scores a conversation; `seed` draws the head."""
+    """A chat model with a new head that scores a conversation; `seed` draws the head.
+
+    Raises:
+        InputError: an adapter, which is no model to start from.
+    """
+    _check_plain(args.model_name_or_path)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     dtype = torch.float32 if args.dtype in (None, "auto") else args.dtype
