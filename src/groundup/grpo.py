@@ -29,6 +29,7 @@ class GRPOTrainer(trl.GRPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._read: list[torch.Tensor] = []  # what `_score` last read off a pass besides
         prompts = self.args.generation_batch_size // self.num_generations
         if self.train_dataset is not None and len(self.train_dataset) < prompts:
             raise InputError(
@@ -53,6 +54,50 @@ class GRPOTrainer(trl.GRPOTrainer):
         if isinstance(self._sampler, EpochRepeatSampler) and self._sampler.shuffle:
             self._sampler.set_epoch(kwargs["epoch"])
         return super()._run_epoch(**kwargs)
+
+    # -- scoring what was said
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **others
+    ):
+        """As the engine's, (B, T) each; see `_in_pieces`."""
+        if others.pop("compute_aux_loss", False) or any(value is not None for value in others.values()):  # experts, images
+            arguments = (model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy)
+            return super()._get_per_token_logps_and_entropies(*arguments, **others)
+        logps, entropies, *read = self._in_pieces(
+            lambda ids, mask, length: self._score(model, ids, mask, length, compute_entropy),
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+        )
+        self._read = read or self._read
+        return logps, entropies, None
+
+    def _in_pieces(self, function, ids: torch.Tensor, mask: torch.Tensor, length: int) -> list[torch.Tensor | None]:
+        """What `function(ids, mask, length)` says of the last `length` tokens, without computing what is padding alone.
+
+        Without gradients, rows of like length go through it together, in micro-batches of a training step's size; each is cut to
+        its longest prompt and completion. `function` returns tensors (B, length) or None; what was cut off is 0.
+        """
+        rows, first = len(ids), ids.size(1) - length
+        said = mask.bool()
+        lengths = torch.stack([said[:, :first].sum(1), said[:, first:].sum(1)], 1).tolist()
+        size = rows if torch.is_grad_enabled() else min(rows, self.args.per_device_train_batch_size)
+        order = sorted(range(rows), key=lambda row: sum(lengths[row])) if size < rows else list(range(rows))
+        found: list[tuple[torch.Tensor | None, ...]] = []
+        for start in range(0, rows, size):
+            some = order[start : start + size]
+            before, after = (max(1, *(lengths[row][part] for row in some)) for part in (0, 1))
+            window = slice(first - before, first + after)
+            which = slice(None) if size == rows else torch.tensor(some, device=ids.device)
+            parts = function(ids[which][:, window], mask[which][:, window], after)
+            found.append(tuple(x if x is None else torch.nn.functional.pad(x, (0, length - after)) for x in parts))
+        back = torch.argsort(torch.tensor(order, device=ids.device))
+        return [None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*found, strict=True)]
+
+    def _score(self, model, ids, mask, length: int, compute_entropy: bool) -> tuple[torch.Tensor | None, ...]:
+        """Log-probabilities and entropies of the last `length` tokens, (B, length); a subclass may read more off the same pass."""
+        return super()._get_per_token_logps_and_entropies(model, ids, mask, length, compute_entropy=compute_entropy)[:2]
 
     # -- looking before leaping
 

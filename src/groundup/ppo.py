@@ -110,6 +110,12 @@ class ValueHead(torch.nn.Module):
         return self.score(hidden)[..., 0]
 
 
+def whole(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Prompts with their completions: ids and mask, (B, L), and T, the length of the completions."""
+    ids, mask = (torch.cat([batch[f"prompt_{what}"], batch[f"completion_{what}"]], 1) for what in ("ids", "mask"))
+    return ids, mask, batch["completion_ids"].size(1)
+
+
 class PPOTrainer(GRPOTrainer):
     """PPO: `GRPOTrainer` whose advantages come from a critic.
 
@@ -134,6 +140,8 @@ class PPOTrainer(GRPOTrainer):
             fix = "launch with accelerate_configs/ddp.yaml"
             raise InputError("PPO trains two models, and DeepSpeed and FSDP take one", "accelerate configuration", fix)
         self.shared = critic is None
+        if self.shared and self.aux_loss_enabled:
+            raise InputError("a mixture of experts has no shared critic here", "shared_critic", "give it a critic of its own")
         if self.shared != config.shared_critic:
             raise InputError(
                 "a critic is given" if critic else "no critic is given", "shared_critic", "write `shared_critic` as it is"
@@ -190,33 +198,27 @@ class PPOTrainer(GRPOTrainer):
 
     # -- rollout
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        """As the engine's; with a shared critic the values of the policy's own pass are kept for who asks next."""
-        arguments = (model, input_ids, attention_mask, logits_to_keep, *args)
+    def _score(self, model, ids, mask, length, compute_entropy):
+        """With a shared critic also the values, read off the policy's own pass."""
         if not self.shared or model is self.ref_model:
-            return super()._get_per_token_logps_and_entropies(*arguments, **kwargs)
+            return super()._score(model, ids, mask, length, compute_entropy)
         hidden: list[torch.Tensor] = []
-
-        def keep(module, inputs, outputs):
-            hidden.append(outputs.last_hidden_state[:, -logits_to_keep - 1 : -1])
-
-        handle = self.trunk.register_forward_hook(keep)
+        handle = self.trunk.register_forward_hook(lambda module, inputs, outputs: hidden.append(outputs.last_hidden_state))
         try:
-            found = super()._get_per_token_logps_and_entropies(*arguments, **kwargs)
+            scored = super()._score(model, ids, mask, length, compute_entropy)
         finally:
             handle.remove()
         with self.accelerator.autocast():
-            self._values = self.critic(torch.cat(hidden)).float()
-        return found
+            return *scored, self.critic(hidden[0][:, -length - 1 : -1]).float()
 
     def values(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """A separate critic's forecast before each token of the completions, (B, T)."""
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-        with self.accelerator.autocast():
-            values = self.critic(ids, mask)
-        length = batch["completion_ids"].size(1)
-        return values[:, -length - 1 : -1].float()
+
+        def function(ids, mask, length):
+            with self.accelerator.autocast():
+                return (self.critic(ids, mask)[:, -length - 1 : -1].float(),)
+
+        return self._in_pieces(function, *whole(batch))[0]
 
     def _generate_and_score_completions(self, inputs):
         if not self.model.training:
@@ -258,12 +260,9 @@ class PPOTrainer(GRPOTrainer):
         """Of the rollout, (B, T) each, without gradients. With one minibatch a rollout the engine has not looked at its own tokens;
         else it has, and a shared critic's values came with that, unless an adapter's reference was the last to pass the trunk."""
         old = batch.get("old_per_token_logps")
-        if self.shared and old is not None and (self.ref_model is not None or not self.kl_coef):
-            return self._values, old
-        functions = {"logps": self._logps} if old is None or self.shared else {}
-        functions["values"] = (lambda rows: self._values) if self.shared else self.values  # those of the pass just made
-        found = self._in_chunks(functions, batch)
-        return found["values"], found.get("logps", old)
+        if old is None or self.shared and self.ref_model is None and self.kl_coef:
+            old = self._get_per_token_logps_and_entropies(self.model, *whole(batch))[0]
+        return (self._read[0] if self.shared else self.values(batch)), old
 
     def _completion_scores(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         """What each completion of this process earns, (B,), and whether it ended its turn, 1 or 0."""
@@ -278,22 +277,6 @@ class PPOTrainer(GRPOTrainer):
         ended = torch.isin(batch["completion_ids"], torch.tensor(self.eos_token_ids, device=mask.device))
         ended = (ended & mask.bool()).any(1).float()
         return everyones[first : first + mask.size(0)] - args.missing_eos_penalty * (1 - ended), ended
-
-    def _logps(self, batch):
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-        return self._get_per_token_logps_and_entropies(self.model, ids, mask, batch["completion_ids"].size(1))[0]
-
-    def _in_chunks(self, functions: dict, batch) -> dict[str, torch.Tensor]:
-        """`functions` over rows of `batch` in micro-batches, so that a rollout needs no more memory than a training step."""
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        size, rows = self.args.per_device_train_batch_size, batch["completion_ids"].size(0)
-        found: dict[str, list] = {name: [] for name in functions}
-        for start in range(0, rows, size):
-            part = {n: batch[n][start : start + size] for n in names}
-            for name, function in functions.items():
-                found[name].append(function(part))
-        return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _note(self, figures: dict[str, torch.Tensor]) -> dict[str, float]:
         """Log the means over all processes, and return them."""
@@ -313,7 +296,7 @@ class PPOTrainer(GRPOTrainer):
             policy_loss = policy_loss * 0.0  # not left out: every weight has a gradient, as its wrapper expects
         mask = inputs["completion_mask"].float()
         value_loss, clipped = clipped_value_loss(
-            self._values if self.shared else self.values(inputs),
+            self._read[0] if self.shared else self.values(inputs),
             inputs["values"],
             inputs["returns"],
             mask,
