@@ -3,8 +3,10 @@
 accelerate launch recipes/grpo.py --config recipes/nano/grpo.yaml
 """
 
+from dataclasses import asdict
+
 from groundup.callbacks import watch
-from groundup.configs import DataArguments, GateArguments, RehearsalArguments, RewardArguments, run
+from groundup.configs import CurriculumArguments, DataArguments, GateArguments, RehearsalArguments, RewardArguments, run
 from groundup.data import add_rehearsal, load_problems, load_prompts
 from groundup.gate import Gate
 from groundup.grpo import GRPOTrainer
@@ -21,13 +23,15 @@ def main(
     rehearsal_args: RehearsalArguments,
     reward_args: RewardArguments,
     gate_args: GateArguments,
+    curriculum_args: CurriculumArguments,
     training_args: GRPOConfig,
     model_args: ModelConfig,
 ):
     # 1. Arguments
     parent = model_args.model_name_or_path
     check_model_path(parent)
-    stage = start("grpo", training_args, model_args, reward_args, rehearsal_args, gate_args, data_args, parent=parent)
+    others = (reward_args, rehearsal_args, gate_args, curriculum_args, data_args)
+    stage = start("grpo", training_args, model_args, *others, parent=parent)
 
     # 2. Tokenizer and data
     tokenizer = AutoTokenizer.from_pretrained(parent)
@@ -52,6 +56,7 @@ def main(
         train_dataset=problems.rows,
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
+        **asdict(curriculum_args),
     )
     watch(trainer)
     trainer.add_callback(Gate(trainer, gate_args, stage.directory))  # stops here if there is nothing to learn from
@@ -62,4 +67,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main, DataArguments, RehearsalArguments, RewardArguments, GateArguments, GRPOConfig, ModelConfig)
+    run(main, DataArguments, RehearsalArguments, RewardArguments, GateArguments, CurriculumArguments, GRPOConfig, ModelConfig)

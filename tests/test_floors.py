@@ -10,7 +10,7 @@ FLOORS = (
     "errors chat answers objectives stats phrases scoreboard record configs packing order jobs",  # facts and formulas
     "tokenizer model head toyland sources data verifier rewards metrics shards checkpoint cleaning minhash contamination"
     " hardware memory",  # things
-    "optim callbacks pretraining sft grpo gate ppo evaluation corpus selection",  # loops
+    "optim callbacks pretraining sft curriculum grpo gate ppo evaluation corpus selection",  # loops
     "card curves report stage merging preparation workload step plan plan_table",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
@@ -26,6 +26,7 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("selection", "corpus"),
     ("ppo", "grpo"),
     ("gate", "grpo"),
+    ("grpo", "curriculum"),
     ("report", "curves"),
     ("stage", "card"),
     ("merging", "card"),

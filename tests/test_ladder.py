@@ -29,7 +29,7 @@ OPTIONS = {
     "reward": ["--max_rows", "64", "--max_eval_rows", "8", "--per_device_train_batch_size", "4"],
     "dpo": ["--max_rows", "64", "--max_eval_rows", "8", "--per_device_train_batch_size", "4"],
     "ppo": ROLLOUT,
-    "grpo": [*ROLLOUT, "--gate_prompts", "8", "--force", "true"],  # two steps teach nothing to build on
+    "grpo": [*ROLLOUT, "--gate_prompts", "8", "--force", "true", "--extra_rollouts", "1"],  # two steps teach nothing to build on
 }
 
 

@@ -226,6 +226,20 @@ class GateArguments:
     force: bool = field(default=False, metadata={"help": "Train although the gate says that there is nothing to learn from."})
 
 
+@dataclass
+class CurriculumArguments:
+    """Which problems GRPO tries next (groundup.curriculum); without them all in turn."""
+
+    curriculum: bool = field(default=False, metadata={"help": "Draw problems by how often they were solved, the even ones first."})
+    curriculum_rest: int = field(
+        default=20, metadata={"help": "Rollouts for which a problem always or never solved is left alone."}
+    )
+    extra_rollouts: int = field(
+        default=0,
+        metadata={"help": "Most rollouts made besides one, to replace groups in which all fare alike; with a curriculum."},
+    )
+
+
 def dataclass_fields(types: Iterable[type]) -> dict[str, Any]:
     """Field name -> its type, for all of `types`."""
     return {f.name: hints[f.name] for kind in types for hints in [get_type_hints(kind)] for f in fields(kind) if f.init}

@@ -14,10 +14,9 @@ import torch
 from groundup import record, scoreboard, stats
 from groundup.configs import GateArguments
 from groundup.errors import InputError
-from groundup.grpo import GRPOTrainer
+from groundup.grpo import PASS, GRPOTrainer
 from transformers import TrainerCallback
 
-PASS = 0.5  # a reward above it is a pass: verifiers give 0 or 1
 TOO_LONG, TOO_SELDOM_IN_FORMAT = 0.5, 0.5
 
 

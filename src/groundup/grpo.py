@@ -1,13 +1,20 @@
-"""Rung 4: TRL's GRPOTrainer, with an order of prompts that survives a resumption."""
+"""Rung 4: TRL's GRPOTrainer, with an order of prompts that survives a resumption, or a curriculum that does."""
 
 import contextlib
 import copy
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import trl
+from groundup.curriculum import Curriculum
 from groundup.errors import InputError
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import RepeatSampler
+
+CURRICULUM_FILE = "curriculum.json"
+PASS = 0.5  # a reward above it is a pass: verifiers give 0 or 1
 
 
 class EpochRepeatSampler(RepeatSampler):
@@ -23,12 +30,24 @@ class EpochRepeatSampler(RepeatSampler):
 class GRPOTrainer(trl.GRPOTrainer):
     """`trl.GRPOTrainer` that resumes in the order it would have gone on in, and refuses a data set it would not train on.
 
+    Args:
+        curriculum: choose the prompts of each rollout by what has been solved so far, in place of the order of epochs.
+        extra_rollouts: most rollouts made besides, to put groups that differ in place of those that do not (dynamic sampling: Yu
+            et al. 2025, arXiv:2503.14476, section 3.2).
+
     Raises:
         InputError: fewer prompts than one generation batch, on which TRL succeeds with no step taken.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, curriculum: bool = False, curriculum_rest: int = 20, extra_rollouts: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
+        self.curriculum, self.extra_rollouts, self._dry = None, extra_rollouts, False
+        if curriculum or extra_rollouts:
+            self._check_groups()
+            answers = (
+                self.train_dataset["answer"] if "answer" in self.train_dataset.column_names else [""] * len(self.train_dataset)
+            )
+            self.curriculum = Curriculum([answer is not None for answer in answers], self.args.seed, curriculum_rest)
         self._read: list[torch.Tensor] = []  # what `_score` last read off a pass besides
         prompts = self.args.generation_batch_size // self.num_generations
         if self.train_dataset is not None and len(self.train_dataset) < prompts:
@@ -54,6 +73,61 @@ class GRPOTrainer(trl.GRPOTrainer):
         if isinstance(self._sampler, EpochRepeatSampler) and self._sampler.shuffle:
             self._sampler.set_epoch(kwargs["epoch"])
         return super()._run_epoch(**kwargs)
+
+    # -- choosing what is tried
+
+    def _check_groups(self) -> None:
+        size = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        if size % self.num_generations:
+            fix = "let `per_device_train_batch_size` x `steps_per_generation` be a multiple of `num_generations`"
+            raise InputError(f"a device's {size} completions are no whole groups of {self.num_generations}", "curriculum", fix)
+
+    def _generate_and_score_completions(self, inputs):
+        if self.curriculum is None or self._dry or not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        batch, differ = self._chosen_rollout(len(inputs))
+        extra = 0
+        while extra < self.extra_rollouts and not self.accelerator.gather(differ).all():  # on every process as often
+            extra += 1
+            more, good = self._chosen_rollout(len(inputs))
+            batch, differ = replace_groups(batch, differ, more, good, self._tokenizer.pad_token_id)
+        if extra:
+            batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
+        for name, share in self.curriculum.shares().items():
+            self._metrics["train"][f"curriculum/{name}"].append(share)
+        self._metrics["train"]["curriculum/extra_rollouts"].append(float(extra))
+        return batch
+
+    def _chosen_rollout(self, rows: int) -> tuple[dict, torch.Tensor]:
+        """A rollout of what the curriculum draws; and of each of this process's groups, whether it is worth training on: its
+        rewards differ, or it is rehearsed."""
+        k, process = self.num_generations, self.accelerator.process_index
+        chosen = self.curriculum.draw(rows * self.accelerator.num_processes // k)
+        mine = chosen[process * rows // k : (process + 1) * rows // k]
+        batch = super()._generate_and_score_completions([self.train_dataset[row] for row in mine for _ in range(k)])
+        passed = (self._rewards[:, 0] > PASS).float().view(-1, k).mean(1)
+        self.curriculum.record(chosen, passed.tolist())
+        totals = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1).view(-1, k)
+        rehearsed = torch.tensor([not self.curriculum.tryable[row] for row in chosen], device=totals.device)
+        differ = (totals.amax(1) - totals.amin(1) > 1e-6) | rehearsed
+        return batch, differ[process * rows // k : (process + 1) * rows // k]
+
+    def _save_checkpoint(self, model, trial):
+        if self.curriculum and self.args.should_save:  # before super(), which writes what marks a checkpoint whole
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / CURRICULUM_FILE).write_text(json.dumps(self.curriculum.state_dict()))
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.curriculum and checkpoint is not None:
+            path = Path(checkpoint) / CURRICULUM_FILE
+            try:
+                self.curriculum.load_state_dict(json.loads(path.read_text()))
+            except (OSError, ValueError, KeyError) as error:
+                fix = "resume from another checkpoint, or start anew"
+                raise InputError(f"the checkpoint's curriculum cannot be read: {error}", str(path), fix) from None
 
     # -- scoring what was said
 
@@ -112,7 +186,11 @@ class GRPOTrainer(trl.GRPOTrainer):
         Returns:
             Of all processes together: rewards (N, functions), and whether each ended its turn (N,), both on the CPU.
         """
-        batch = self._generate_and_score_completions(inputs)
+        self._dry = True
+        try:
+            batch = self._generate_and_score_completions(inputs)
+        finally:
+            self._dry = False
         stops = torch.tensor(self.eos_token_ids, device=batch["completion_ids"].device)
         ended = (torch.isin(batch["completion_ids"], stops) & batch["completion_mask"].bool()).any(1)
         return self._rewards.cpu(), self.accelerator.gather(ended).cpu()
@@ -131,3 +209,37 @@ class GRPOTrainer(trl.GRPOTrainer):
             self.state.num_input_tokens_seen = seen
             self._metrics, self._logs = kept
             self.model.train(training)
+
+
+def replace_groups(batch: dict, differ: torch.Tensor, more: dict, good: torch.Tensor, pad: int) -> tuple[dict, torch.Tensor]:
+    """`batch` with its flat groups replaced, in order, by the good groups of `more`, as many as there are; and which differ now.
+
+    Args:
+        batch, more: rollouts, tensors of B rows; prompts (B, P) are padded on the left, what has the completions' length (B, T) on
+            the right.
+        differ, good: (groups,), which groups of either are worth training on.
+    """
+    slots, found = torch.nonzero(~differ).flatten(), torch.nonzero(good).flatten()
+    slots = slots[: len(found)]
+    if not len(slots):
+        return batch, differ
+    k = len(batch["completion_ids"]) // len(differ)
+    taken = torch.arange(len(batch["completion_ids"]), device=differ.device)
+    rows = (slots.unsqueeze(1) * k + torch.arange(k, device=differ.device)).flatten()
+    theirs = (found[: len(slots)].unsqueeze(1) * k + torch.arange(k, device=differ.device)).flatten()
+    taken[rows] = theirs + len(taken)  # rows of one rollout after the other
+    merged = {}
+    for name, tensor in batch.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0:
+            merged[name] = tensor
+            continue
+        pair = [tensor, more[name]]
+        if tensor.ndim == 2:
+            longest, filler = max(x.size(1) for x in pair), pad if name.endswith("_ids") else 0
+            missing = [longest - x.size(1) for x in pair]
+            sides = [(n, 0) if name.startswith("prompt_") else (0, n) for n in missing]
+            pair = [torch.nn.functional.pad(x, side, value=filler) for x, side in zip(pair, sides, strict=True)]
+        merged[name] = torch.cat(pair)[taken]
+    now = differ.clone()
+    now[slots] = True
+    return merged, now

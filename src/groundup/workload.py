@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from groundup.configs import (
+    CurriculumArguments,
     DataArguments,
     GateArguments,
     ModelArguments,
@@ -42,7 +43,7 @@ TYPES: dict[str, tuple[type, ...]] = {  # what each recipe parses
     "reward": (DataArguments, RewardConfig, ModelConfig),
     "dpo": (DataArguments, DPOConfig, ModelConfig),
     "ppo": (DataArguments, RewardArguments, PPOConfig, ModelConfig),
-    "grpo": (DataArguments, RehearsalArguments, RewardArguments, GateArguments, GRPOConfig, ModelConfig),
+    "grpo": (DataArguments, RehearsalArguments, RewardArguments, GateArguments, CurriculumArguments, GRPOConfig, ModelConfig),
 }
 MARKS = {  # keys without which a YAML is none of the rung's
     "tokenizer": {"vocab_size"},
