@@ -137,6 +137,7 @@ def _bare(answer: str) -> str:
         return answer
     answer = answer.replace("−", "-").replace("{,}", ",").replace(r"\%", "%")
     answer = LATEX_TEXT.sub(r" \1 ", LATEX_NOISE.sub(" ", answer))
+    answer = re.sub(r"(?<=[0-9])(?=\\[dt]?frac)", " ", answer)  # a mixed number, not a product
     answer = LATEX_FRACTION.sub(lambda m: f"{m[1] or m[3]}/{m[2] or m[4]}", answer)
     answer = " ".join(answer.split()).strip("*").rstrip(". ")
     if re.fullmatch(r"\([a-z]\)|\{[^{}]*\}", answer):
@@ -182,7 +183,7 @@ OPERATION = re.compile(r"[0-9)}!%] ?(?:[+*×·÷/-]|\\times|\\cdot|\\div|\^ ?\{?
 def same(given: str, gold: str) -> bool | None:
     """Whether two answers are equal, or None where that takes mathematics: ask math-verify, in the verifier's child.
 
-    A unit is ignored where the other side has none; 50% equals 50 and 0.5. Where the gold answer is a number, an
+    A unit is ignored where the other side has none; 50% equals 50 and 0.5, but 0.5% not 0.5. Where the gold answer is a number, an
     expression that still has to be worked out ("12 * 4", for a whole number also "96/2") is not an answer: math-verify
     would accept it, and a policy that is paid for it learns to copy the problem.
     """
@@ -198,7 +199,7 @@ def same(given: str, gold: str) -> bool | None:
     mine, theirs = _number(given), _number(gold)
     if mine and theirs:
         return _same_number(mine, theirs)
-    if theirs and OPERATION.search(POWER_OF_TEN.sub(" ", given)):
+    if theirs and (OPERATION.search(POWER_OF_TEN.sub(" ", given)) or given[0] in "<>≤≥≠"):
         return False
     if all(number or _is_words(bare) for number, bare in ((mine, given), (theirs, gold))):
         return given == gold
@@ -206,11 +207,12 @@ def same(given: str, gold: str) -> bool | None:
 
 
 def _same_number(given: Number, gold: Number) -> bool:
-    if given.ratio and not gold.ratio and gold.value.denominator == 1:
+    if given.ratio and not gold.ratio and gold.value.denominator == 1 and gold.unit != "%":
         return False
     if (given.unit == "%") != (gold.unit == "%"):
         part, other = (given, gold) if given.unit == "%" else (gold, given)
-        return other.value in (part.value, part.value / 100)
+        sign_left_out = other.value == part.value and abs(part.value) > 1 and not given.ratio  # 0.5% is not 0.5, nor 80/2 40%
+        return sign_left_out or other.value == part.value / 100
     if given.unit and gold.unit and not set(_stems(given.unit)) & set(_stems(gold.unit)):
         return False
     return given.value == gold.value
