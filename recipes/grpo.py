@@ -30,13 +30,15 @@ def main(
     # 1. Arguments
     parent = model_args.model_name_or_path
     check_model_path(parent)
+    rewards, training_args.reward_weights = build_rewards(reward_args.rewards)  # what is rewarded, and how much, stands in the YAML
     others = (reward_args, rehearsal_args, gate_args, curriculum_args, data_args)
     stage = start("grpo", training_args, model_args, *others, parent=parent)
 
     # 2. Tokenizer and data
     tokenizer = AutoTokenizer.from_pretrained(parent)
     check_tokenizer(tokenizer, parent)
-    problems = load_problems(data_args, seed=training_args.seed)
+    graded = any("answer" in getattr(reward, "columns", ()) for reward in rewards)  # a reward model grades without
+    problems = (load_problems if graded else load_prompts)(data_args, seed=training_args.seed)
     if rehearsal_args.rehearsal_dataset:
         prompts = load_prompts(DataArguments(dataset=rehearsal_args.rehearsal_dataset), seed=training_args.seed)
         problems = add_rehearsal(problems, prompts, rehearsal_args.rehearsal_share, seed=training_args.seed)
@@ -47,8 +49,7 @@ def main(
     longest = policy.config.max_position_embeddings
     check_prompts(problems.rows["prompt"], tokenizer, training_args.max_completion_length, longest, stage.name_of_data)
 
-    # 4. Trainer: what is rewarded, and how much, stands in the YAML
-    rewards, training_args.reward_weights = build_rewards(reward_args.rewards)
+    # 4. Trainer
     trainer = GRPOTrainer(
         model=policy,
         reward_funcs=rewards,

@@ -17,6 +17,7 @@ from groundup.evaluation import (
     bits_per_byte,
     cloze,
     evaluate_causal,
+    kl_of_replies,
     knows,
     pair_accuracy,
     read_rows,
@@ -334,3 +335,18 @@ def test_suite_measures_a_model_of_each_kind(tiny_base, world, tokenizer, tmp_pa
     without = Suite(EvaluationArguments(documents=names["documents"], max_rows=1))
     with pytest.raises(InputError, match="is a reward model"):
         without.evaluate(str(tmp_path / "judge"))
+
+
+def test_kl_is_the_replies_own_log_ratio(tokenizer):
+    """Two bigram models; what a reply costs under each is summed by hand, its end of turn only where there was one."""
+    torch.manual_seed(0)
+    tables = [torch.randn(len(tokenizer), len(tokenizer)) for _ in range(2)]
+    one, other = (Model(Bigram(table, longest=512), tokenizer, batch_size=2) for table in tables)
+    prompts, replies = ["Ada?", "Where does Bruno live?", "So?"], [("In Dorn.", True), ("It is far", False), ("", True)]
+    found = kl_of_replies(one, other, prompts, replies)
+    for value, prompt, (reply, ended) in zip(found, prompts, replies, strict=True):
+        said = tokenizer(reply, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * ended
+        context = one.encode_turn(prompt)
+        expected = one.model.log_likelihood(context, said) - other.model.log_likelihood(context, said)
+        assert value == pytest.approx(expected, abs=1e-4)
+    assert kl_of_replies(one, one, prompts, replies) == [0.0] * 3

@@ -76,6 +76,10 @@ class Model:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
+    def encode_turn(self, prompt: str) -> list[int]:
+        """One user turn, and the opening of the reply."""
+        return self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)["input_ids"]
+
     @torch.inference_mode()
     def log_likelihoods(self, pairs: list[tuple[list[int], list[int]]]) -> list[float]:
         """log p(continuation | context) of token lists, in nats. A context is never empty."""
@@ -97,10 +101,7 @@ class Model:
         torch.manual_seed(seed)
         turn_end = self.tokenizer.convert_tokens_to_ids(TURN_END)
         stops = sorted({self.end_of_text, self.tokenizer.eos_token_id})
-        encoded = [
-            self.tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True)["input_ids"]
-            for p in prompts
-        ]
+        encoded = [self.encode_turn(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
         results: list[tuple[str, bool]] = [("", False)] * len(prompts)
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
@@ -194,6 +195,20 @@ def load_function(path: str) -> Callable[[str], float]:
         raise InputError(f"`{path}` cannot be imported: {error}", "taste", "write package.module.function") from None
 
 
+def kl_of_replies(model: Model, reference: Model, prompts: list[str], replies: list[tuple[str, bool]]) -> list[float]:
+    """log p(reply) under the model that drew it less that under the reference, in nats, one a reply: their mean estimates the KL.
+
+    Replies are encoded again from their text, the end of the turn, where there was one, with them.
+    """
+    end = model.tokenizer.eos_token_id
+    pairs = [
+        (model.encode_turn(prompt), [*model.encode(reply), *[end] * ended])
+        for prompt, (reply, ended) in zip(prompts, replies, strict=True)
+    ]
+    mine, theirs = (one.log_likelihoods(pairs) for one in (model, reference))
+    return [a - b for a, b in zip(mine, theirs, strict=True)]
+
+
 def by_difficulty(rows: list[dict], values: list[float]) -> dict[str, dict]:
     levels = sorted({row["difficulty"] for row in rows if row.get("difficulty") is not None}, key=str)
     return {
@@ -202,12 +217,19 @@ def by_difficulty(rows: list[dict], values: list[float]) -> dict[str, dict]:
     }
 
 
-def evaluate_causal(model: Model, rows: dict[str, list[dict]], args: EvaluationArguments, reference_replies: list | None) -> dict:
+def evaluate_causal(
+    model: Model,
+    rows: dict[str, list[dict]],
+    args: EvaluationArguments,
+    reference_replies: list | None,
+    reference: Model | None = None,
+) -> dict:
     """All metrics of a language model.
 
     Args:
         rows: by the names of `EvaluationArguments`.
         reference_replies: what the reference model said to `rows["questions"]`, for the win rate.
+        reference: that model, for the KL from it; None where it is the same, or speaks in other tokens.
 
     Returns:
         `metrics`, `by_difficulty`, `samples` as they stand in eval.json.
@@ -260,12 +282,12 @@ def evaluate_causal(model: Model, rows: dict[str, list[dict]], args: EvaluationA
     if ended_all:
         metrics["stops"] = stats.estimate(ended_all)
     if args.taste and reference_replies is not None:
-        taste = load_function(args.taste)
-        scores = [
-            [taste(reply) if ended else -math.inf for reply, ended in side]
-            for side in (sampled_replies(model, rows["questions"], args, seed=args.seed + 1), reference_replies)
-        ]
+        taste, said = load_function(args.taste), sampled_replies(model, rows["questions"], args, seed=args.seed + 1)
+        scores = [[taste(reply) if ended else -math.inf for reply, ended in side] for side in (said, reference_replies)]
         metrics["true_win_rate"] = stats.estimate([wins(a, b) for a, b in zip(*scores, strict=True)])
+        if reference is not None:
+            kl = kl_of_replies(model, reference, [row["prompt"] for row in rows["questions"]], said)
+            metrics["kl_from_reference"] = stats.estimate(kl)
     return {"metrics": metrics, "by_difficulty": difficulty, "samples": samples}
 
 
@@ -328,6 +350,7 @@ class Suite:
             "decoding": "greedy; pass@k and win rate sampled at temperature 1",
             "prompt": "one user turn",
         }
+        self._reference: Model | None = None
         self._reference_replies: list | None = None
 
     def load(self, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
@@ -344,15 +367,19 @@ class Suite:
             return None
         if self._reference_replies is None:
             model, tokenizer, _ = self.load(self.args.reference)
-            asked = Model(model, tokenizer, self.args.batch_size)
-            self._reference_replies = sampled_replies(asked, self.rows["questions"], self.args, seed=self.args.seed)
+            self._reference = Model(model, tokenizer, self.args.batch_size)
+            self._reference_replies = sampled_replies(self._reference, self.rows["questions"], self.args, seed=self.args.seed)
         return self._reference_replies
 
     def evaluate(self, path: str) -> dict:
         """`metrics`, `by_difficulty` and `samples` of the model at `path`."""
         model, tokenizer, is_reward = self.load(path)
         if not is_reward:
-            return evaluate_causal(Model(model, tokenizer, self.args.batch_size), self.rows, self.args, self.reference_replies())
+            replies = self.reference_replies()
+            other = self._reference if path != self.args.reference else None
+            if other and other.tokenizer.get_vocab() != tokenizer.get_vocab():
+                other = None
+            return evaluate_causal(Model(model, tokenizer, self.args.batch_size), self.rows, self.args, replies, other)
         if "preferences" not in self.rows:
             raise InputError(f"`{path}` is a reward model", "preferences", "name a file of held-out pairs")
         right = pair_accuracy(model, tokenizer, self.rows["preferences"], self.args.batch_size)

@@ -211,7 +211,7 @@ def guard(function: Callable, name: str, parameters: dict[str, Any] | None = Non
 
     A reward that is no finite number becomes None, which TRL leaves out, and is counted in the `faulty` attribute and
     the log; more than `max_faulty_share` of them in a batch, or a wrong number of rewards, is a RuntimeError. Without
-    the check one NaN is a missing reward to TRL and infinity reaches the weights.
+    the check one NaN is a missing reward to TRL and infinity reaches the weights. Its `columns` are those it needs of the data.
     """
     parameters = parameters or {}
     signature = inspect.signature(function).parameters.items()
@@ -238,6 +238,7 @@ def guard(function: Callable, name: str, parameters: dict[str, Any] | None = Non
     guarded.__name__ = guarded.__qualname__ = name
     guarded.__doc__ = function.__doc__
     guarded.faulty = 0
+    guarded.columns = columns
     return guarded
 
 

@@ -28,6 +28,9 @@ METRICS = {
         "True win rate",
         "Replies beat the SFT model's under the world's hidden taste; ties count half, and a reply that never ends loses.",
     ),
+    "kl_from_reference": Metric(
+        "KL from SFT", "Nats by which sampled replies are likelier than under the model that the win rate is over.", False, None
+    ),
     "problems": Metric("Problems", "Word problems solved by the greedy answer."),
     "problems_sampled": Metric(
         "Problems, sampled", "Word problems solved by one sample at temperature 1: the mean over k samples."

@@ -24,7 +24,7 @@ from groundup.configs import (
     parse,
     read_yaml,
 )
-from groundup.data import load_conversations, load_preferences, load_problems, load_prompts
+from groundup.data import load_conversations, load_preferences, load_prompts
 from groundup.errors import InputError
 from groundup.model import config_from_arguments
 from groundup.ppo import PPOConfig
@@ -60,7 +60,7 @@ LOADERS: dict[str, Callable] = {
     "reward": load_preferences,
     "dpo": load_preferences,
     "ppo": load_prompts,
-    "grpo": load_problems,
+    "grpo": load_prompts,
 }
 # Rows on the Hub by dataset, configuration and split, as huggingface.co/datasets shows them: an epoch is planned without a network.
 HUB_ROWS = {
