@@ -26,8 +26,9 @@ def test_table_has_a_row_a_road(tmp_path, capsys):
 
 
 def test_grpo_on_a_reward_model_takes_prompts(rungs, tmp_path):
-    settings = {key: value for key, value in rungs.settings("grpo").items() if not key.startswith("rehearsal")}
-    settings |= {
+    settings = {
+        **rungs.settings("grpo"),
+        "rehearsal_dataset": "",
         "dataset": rungs.settings("ppo")["dataset"],
         "rewards": [{"model": str(rungs["reward"].directory)}],
         "gate_prompts": 0,
