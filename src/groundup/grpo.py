@@ -107,16 +107,20 @@ class GRPOTrainer(trl.GRPOTrainer):
         batch = super()._generate_and_score_completions([self.train_dataset[row] for row in mine for _ in range(k)])
         passed = (self._rewards[:, 0] > PASS).float().view(-1, k).mean(1)
         self.curriculum.record(chosen, passed.tolist())
-        totals = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1).view(-1, k)
+        totals = self._totals().view(-1, k)
         rehearsed = torch.tensor([not self.curriculum.tryable[row] for row in chosen], device=totals.device)
         differ = (totals.amax(1) - totals.amin(1) > 1e-6) | rehearsed
         return batch, differ[process * rows // k : (process + 1) * rows // k]
 
+    def _checkpoint_folder(self, trial) -> Path:
+        """The directory of this step's checkpoint, made if it is not there yet."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def _save_checkpoint(self, model, trial):
         if self.curriculum and self.args.should_save:  # before super(), which writes what marks a checkpoint whole
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / CURRICULUM_FILE).write_text(json.dumps(self.curriculum.state_dict()))
+            (self._checkpoint_folder(trial) / CURRICULUM_FILE).write_text(json.dumps(self.curriculum.state_dict()))
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
@@ -191,9 +195,16 @@ class GRPOTrainer(trl.GRPOTrainer):
             batch = self._generate_and_score_completions(inputs)
         finally:
             self._dry = False
-        stops = torch.tensor(self.eos_token_ids, device=batch["completion_ids"].device)
-        ended = (torch.isin(batch["completion_ids"], stops) & batch["completion_mask"].bool()).any(1)
-        return self._rewards.cpu(), self.accelerator.gather(ended).cpu()
+        return self._rewards.cpu(), self.accelerator.gather(self._ended(batch)).cpu()
+
+    def _totals(self) -> torch.Tensor:
+        """The weighted rewards of the last rollout's completions, of all processes, (N,); one that does not apply is 0."""
+        return (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
+
+    def _ended(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Which completions end their turn, (B,)."""
+        ids = batch["completion_ids"]
+        return (torch.isin(ids, torch.tensor(self.eos_token_ids, device=ids.device)) & batch["completion_mask"].bool()).any(1)
 
     @contextlib.contextmanager
     def unnoticed(self) -> Iterator[None]:

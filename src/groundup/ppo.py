@@ -25,7 +25,6 @@ from groundup.objectives import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig
 
 
@@ -173,8 +172,7 @@ class PPOTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model, trial):
         if self.args.should_save:  # before super(), which writes trainer_state.json, the mark of a whole checkpoint, last
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = self._checkpoint_folder(trial)
             weights = self._critic_model().state_dict()
             state = {"kl_coef": repr(self.kl_coef), "moments": " ".join(map(repr, self.moments))}
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "critic.safetensors", state)
@@ -267,15 +265,14 @@ class PPOTrainer(GRPOTrainer):
     def _completion_scores(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         """What each completion of this process earns, (B,), and whether it ended its turn, 1 or 0."""
         args, mask = self.args, batch["completion_mask"]
-        everyones = (self._rewards * self.reward_weights.to(mask.device)).nansum(1)
+        everyones = self._totals()
         if args.normalize_scores:
             self.moments = count, mean, deviations = merged_moments(self.moments, everyones)
             everyones = (everyones - mean) / max((deviations / max(count - 1, 1)) ** 0.5, 1e-4)
         if args.clip_score:
             everyones = everyones.clamp(-args.clip_score, args.clip_score)
         first = self.accelerator.process_index * mask.size(0)
-        ended = torch.isin(batch["completion_ids"], torch.tensor(self.eos_token_ids, device=mask.device))
-        ended = (ended & mask.bool()).any(1).float()
+        ended = self._ended(batch).float()
         return everyones[first : first + mask.size(0)] - args.missing_eos_penalty * (1 - ended), ended
 
     def _note(self, figures: dict[str, torch.Tensor]) -> dict[str, float]:
