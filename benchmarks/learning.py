@@ -44,6 +44,24 @@ MUON = {
 TUNED = {"learning_rate": 3e-3, "adam_beta2": 0.95, "weight_decay": 0.0}
 DEFAULTS = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine"}  # betas, decay and epsilon as TrainingArguments has them
 
+# One choice of ours taken back at a time. A tied head has the embeddings' rate, for which theirs, made for rare rows, is too high.
+VARIANTS = {
+    "z-loss 1e-4": {"z_loss": 1e-4},
+    "residual projections start small (depth), not at zero": {"residual_init": "depth"},
+    "residual projections start as all others (plain)": {"residual_init": "plain"},
+    "cosine": {"lr_scheduler_type": "cosine"},
+    "no QK-norm (Llama)": {"model_type": "llama"},
+    "tied embeddings": {
+        "model_config": {"tie_word_embeddings": True},
+        "embedding_std": None,
+        "head_std": None,
+        "embedding_learning_rate": None,
+        "head_learning_rate": None,
+    },
+    "embeddings and head start as all others": {"embedding_std": None, "head_std": None},
+    "one rate for all that AdamW trains": {"embedding_learning_rate": None, "head_learning_rate": None},
+}
+
 
 def warm_up(steps: int) -> int:
     return min(10, max(1, steps // 10))
@@ -59,10 +77,10 @@ def ours(args, seed: int, steps: int, name: str, settings: dict, corpus: tuple[P
             "dataset": str(tokens),
             "tokenizer_path": str(tokenizer),
             **SHARED,
-            "model_config": args.sizes,
             **schedule,
             "warmup_steps": warm_up(steps),
             **settings,
+            "model_config": args.sizes | settings.get("model_config", {}),
             "max_steps": steps,
             "eval_steps": steps,
             "seed": seed,
@@ -109,6 +127,7 @@ def main() -> None:
     arguments.add_argument("--tokens", type=float, default=10e6)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--fewer", type=float, default=1.7, help="ours also on this many times fewer tokens")
+    arguments.add_argument("--variants", action="store_true", help="instead: ours with one choice taken back at a time")
     args = arguments.parse_args()
     args.data, args.work = args.data.resolve(), args.work.resolve()
     args.sizes = {
@@ -135,6 +154,10 @@ def main() -> None:
         f"ours, {args.fewer:g}x fewer tokens": lambda seed: ours(args, seed, fewer, "ours", MUON, corpus),
         "AdamW, Trainer's defaults (1e-3, cosine)": lambda seed: ours(args, seed, steps, "defaults", DEFAULTS, corpus),
     }
+    if args.variants:
+        runs = {"ours": runs["ours"]}
+        for number, (name, change) in enumerate(VARIANTS.items()):
+            runs[name] = lambda seed, n=number, c=change: ours(args, seed, steps, f"variant{n}", MUON | c, corpus)
     found = {name: [] for name in runs}
     for seed in args.seeds:
         for name, run in runs.items():
