@@ -1,6 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+import trl
 from datasets import Dataset
+from groundup import grpo
 from groundup.errors import InputError
 from groundup.grpo import EpochRepeatSampler, GRPOTrainer
 from transformers import AutoModelForCausalLM
@@ -98,26 +102,41 @@ def test_too_few_prompts_are_refused(tiny_base, tokenizer, tmp_path):
         build(tiny_base, tokenizer, tmp_path, steps_per_generation=4)
 
 
-@pytest.mark.parametrize("gradients", [False, True])
-def test_scoring_leaves_padding_out_and_is_the_engines(tiny_base, tokenizer, tmp_path, gradients):
-    """Prompts padded on the left, completions on the right, in no order of length: the same numbers from fewer tokens."""
+@pytest.mark.parametrize("piece", [None, 1000, 12])
+def test_scoring_leaves_padding_out_and_is_the_engines(tiny_base, tokenizer, tmp_path, monkeypatch, piece):
+    """Prompts padded on the left, completions on the right, in no order of length: the same numbers from fewer tokens. Without
+    gradients, with them in one piece, and with them in pieces."""
     trainer = build(tiny_base, tokenizer, tmp_path, per_device_train_batch_size=2, num_generations=2)
+    monkeypatch.setattr(grpo, "PIECE", piece)
     prompts, completions = [3, 9, 1, 5, 2], [4, 1, 6, 2, 7]
     ids, mask = torch.randint(5, 50, (5, 9 + 8)), torch.zeros(5, 9 + 8, dtype=torch.long)
     for row, (before, after) in enumerate(zip(prompts, completions, strict=True)):
         mask[row, 9 - before : 9 + after] = 1
     ids = ids.masked_fill(mask == 0, tokenizer.pad_token_id)
-    seen = []
+    seen, heads = [], []
     trainer.model.model.register_forward_pre_hook(lambda m, a, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True)
-    with torch.set_grad_enabled(gradients):
+    head = trl.trainer.utils._ChunkedLogProbFunction
+    spy = SimpleNamespace(apply=lambda hidden, *others: heads.append(len(hidden)) or head.apply(hidden, *others))
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", spy)
+    gradients = []
+    with torch.set_grad_enabled(piece is not None):
         found = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 8, compute_entropy=True)
-        passed = sum(seen)
+        passed, scored = sum(seen), sum(heads)
         expected = super(GRPOTrainer, trainer)._get_per_token_logps_and_entropies(trainer.model, ids, mask, 8, compute_entropy=True)
     for ours, theirs in zip(found[:2], expected[:2], strict=True):
-        assert ours.requires_grad == gradients
         torch.testing.assert_close(ours * mask[:, 9:], theirs * mask[:, 9:], atol=1e-5, rtol=1e-5)
-    # with gradients one batch of 5 x (9 + 7); without, pairs of like length: (2, 5) (1, 3) (9), of longest prompt and completion
+    for logps in (found[0], expected[0]):
+        assert logps.requires_grad == (piece is not None)
+        if piece is not None:
+            trainer.model.zero_grad()
+            (logps * mask[:, 9:]).sum().backward()
+            gradients.append([p.grad.clone() for p in trainer.model.parameters()])
+    torch.testing.assert_close(*(gradients or ([], [])), atol=1e-5, rtol=1e-4)
+    assert scored == sum(completions)  # the head looks at what was said and at nothing else
+    # in one piece 5 x (9 + 7); else of like length, cut to the longest prompt and completion: two rows at a time, or 12 tokens
     lengths = [(before, after) for before, after in sorted(zip(prompts, completions, strict=True), key=sum)]
-    pairs = [lengths[i : i + 2] for i in (0, 2, 4)]
-    least = sum(len(pair) * (max(b for b, _ in pair) + max(a for _, a in pair)) for pair in pairs)
-    assert passed == (5 * 16 if gradients else least) and passed < 5 * 17
+    sums = [sum(pair) for pair in lengths]
+    assert sums == [7, 7, 7, 9, 10]
+    pieces = [lengths[:2], lengths[2:4], lengths[4:]] if piece != 1000 else [lengths]
+    least = sum(len(some) * (max(b for b, _ in some) + max(a for _, a in some)) for some in pieces)
+    assert passed == least and passed < 5 * 17

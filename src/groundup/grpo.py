@@ -3,17 +3,20 @@
 import contextlib
 import copy
 import json
+import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import trl
+from groundup import generation
 from groundup.curriculum import Curriculum
 from groundup.errors import InputError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import RepeatSampler
 
 CURRICULUM_FILE = "curriculum.json"
+PIECE, PIECE_CUDA = 512, 16384  # tokens that fill a processor
 PASS = 0.5  # a reward above it is a pass: verifiers give 0 or 1
 
 
@@ -133,7 +136,13 @@ class GRPOTrainer(trl.GRPOTrainer):
                 fix = "resume from another checkpoint, or start anew"
                 raise InputError(f"the checkpoint's curriculum cannot be read: {error}", str(path), fix) from None
 
-    # -- scoring what was said
+    # -- saying it, and scoring what was said
+
+    def _generate_single_turn(self, *args, **kwargs):
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # every process must pass through the layers as often as the others
+            return super()._generate_single_turn(*args, **kwargs)
+        with generation.staged(self.accelerator.unwrap_model(self.model_wrapped)):
+            return super()._generate_single_turn(*args, **kwargs)
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **others
@@ -154,28 +163,46 @@ class GRPOTrainer(trl.GRPOTrainer):
     def _in_pieces(self, function, ids: torch.Tensor, mask: torch.Tensor, length: int) -> list[torch.Tensor | None]:
         """What `function(ids, mask, length)` says of the last `length` tokens, without computing what is padding alone.
 
-        Without gradients, rows of like length go through it together, in micro-batches of a training step's size; each is cut to
-        its longest prompt and completion. `function` returns tensors (B, length) or None; what was cut off is 0.
+        Rows of like length go through it together: without gradients in micro-batches of a training step's size, and with them,
+        where the rows are one micro-batch, in pieces of at least PIECE tokens. Each is cut to its longest prompt and completion.
+        `function` returns tensors (B, length) or None; what was cut off is 0.
         """
         rows, first = len(ids), ids.size(1) - length
         said = mask.bool()
         lengths = torch.stack([said[:, :first].sum(1), said[:, first:].sum(1)], 1).tolist()
-        size = rows if torch.is_grad_enabled() else min(rows, self.args.per_device_train_batch_size)
-        order = sorted(range(rows), key=lambda row: sum(lengths[row])) if size < rows else list(range(rows))
+        order = sorted(range(rows), key=lambda row: sum(lengths[row]))
+        pieces = self._pieces([lengths[row] for row in order])
         found: list[tuple[torch.Tensor | None, ...]] = []
-        for start in range(0, rows, size):
-            some = order[start : start + size]
+        for piece in pieces:
+            some = order[piece]
             before, after = (max(1, *(lengths[row][part] for row in some)) for part in (0, 1))
             window = slice(first - before, first + after)
-            which = slice(None) if size == rows else torch.tensor(some, device=ids.device)
+            which = torch.tensor(some, device=ids.device)
             parts = function(ids[which][:, window], mask[which][:, window], after)
             found.append(tuple(x if x is None else torch.nn.functional.pad(x, (0, length - after)) for x in parts))
         back = torch.argsort(torch.tensor(order, device=ids.device))
         return [None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*found, strict=True)]
 
+    def _pieces(self, lengths: list[tuple[int, int]]) -> list[slice]:
+        """How to cut rows that are sorted by length."""
+        rows = len(lengths)
+        if not torch.is_grad_enabled():
+            size = self.args.per_device_train_batch_size
+            return [slice(start, start + size) for start in range(0, rows, size)]
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # every process must pass through the layers as often as the others
+            return [slice(0, rows)]
+        pieces, start = [], 0
+        least = PIECE_CUDA if self.accelerator.device.type == "cuda" else PIECE
+        for end in range(1, rows + 1):
+            if (end - start) * sum(lengths[end - 1]) >= least or end == rows:
+                pieces.append(slice(start, end))
+                start = end
+        return pieces
+
     def _score(self, model, ids, mask, length: int, compute_entropy: bool) -> tuple[torch.Tensor | None, ...]:
         """Log-probabilities and entropies of the last `length` tokens, (B, length); a subclass may read more off the same pass."""
-        return super()._get_per_token_logps_and_entropies(model, ids, mask, length, compute_entropy=compute_entropy)[:2]
+        with unittest.mock.patch.object(trl.trainer.utils, "_use_triton", lambda device: True):
+            return super()._get_per_token_logps_and_entropies(model, ids, mask, length, compute_entropy=compute_entropy)[:2]
 
     # -- looking before leaping
 
