@@ -177,13 +177,14 @@ def normalise(answer: str) -> str:
 # --- Compare ---------------------------------------------------------------------------------------------------------
 
 POWER_OF_TEN = re.compile(r"(?:\\times|\\cdot|[*×·]) ?10 ?\^")
+ROW = re.compile(r"[0-9]+(?: [0-9]+)+")  # to math-verify "9 5 3" is a product, and equal to "3 5 9"
 OPERATION = re.compile(r"[0-9)}!%] ?(?:[+*×·÷/-]|\\times|\\cdot|\\div|\^ ?\{?(?=[0-9])) ?[0-9({\\]|[0-9)}] ?!")
 
 
 def same(given: str, gold: str) -> bool | None:
     """Whether two answers are equal, or None where that takes mathematics: ask math-verify, in the verifier's child.
 
-    A unit is ignored where the other side has none; 50% equals 50 and 0.5, but 0.5% not 0.5. Where the gold answer is a number, an
+    Numbers in a row ("3 5 9") are equal only in that order. A unit is ignored where the other side has none; 50% equals 50 and 0.5, but 0.5% not 0.5. Where the gold answer is a number, an
     expression that still has to be worked out ("12 * 4", for a whole number also "96/2") is not an answer: math-verify
     would accept it, and a policy that is paid for it learns to copy the problem.
     """
@@ -192,6 +193,8 @@ def same(given: str, gold: str) -> bool | None:
         return False
     if given == gold:
         return True
+    if ROW.fullmatch(gold):
+        return given.replace(", ", " ") == gold
     if max(len(given), len(gold)) > LONGEST:
         return None
     if "=" not in gold:  # "x = 7" answers 7
