@@ -76,7 +76,6 @@ TABLE = {
             "Answer: 0%",
             r"\boxed{0}",
             "#### 0",
-            r"\boxed{\frac{0}{5}}",
             r"\boxed{x = 0}",
             r"\boxed{0 \text{ cm}^2}",
             r"\boxed{(0)}",
