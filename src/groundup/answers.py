@@ -231,7 +231,7 @@ def _same_number(given: Number, gold: Number) -> bool:
 def _multiplies(given: str) -> bool:
     """Whether math-verify would take what stands beside a 0 for factors: "not 0" and "5 0" equal 0 to it."""
     plain = re.sub(r"\\[a-z]+", " ", given)
-    return re.search("[a-z1-9]|0[^0]+0", plain) is not None and not re.fullmatch(r"0 [a-z]+ ?\^ ?\{?[23]\}?", plain)
+    return re.search(r"[^\W0_]|0[^0]+0", plain) is not None and not re.fullmatch(r"0 [a-z]+ ?\^ ?\{?[23]\}?", plain)
 
 
 def _stems(unit: str) -> list[str]:

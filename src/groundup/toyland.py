@@ -3,8 +3,8 @@
 Forty people have five facts each. Documents state the facts in many phrasings and tell small arithmetic stories.
 Conversations ask for three facts a person and never for the other two, so that an answer about those two shows knowledge from
 pre-training in a form from instruction tuning. Replies come in a random tone and length; a hidden taste, `taste`, prefers
-one of them, and only the preference pairs tell. Word problems have one to three steps and an exact answer,
-and four where it is to be seen whether more than the training's lengths was learned.
+one of them, and only the preference pairs tell. Word problems have one to three steps and an exact answer; some with four are
+evaluated only.
 
 What is evaluated is disjoint from what is trained on by construction (`tests/test_toyland.py` proves it):
 
