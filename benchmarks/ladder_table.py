@@ -28,7 +28,7 @@ def main(folder: str, seeds: list[str], quick: bool) -> None:
     for name in rungs:
         here = {seed: next(rung for rung in reports[seed]["rungs"] if rung["rung"] == name) for seed in seeds}
         for measure in order_metrics(here[seeds[0]]["metrics"]):
-            cells = [show_metric(measure, here[seed]["metrics"][measure]) for seed in seeds]
+            cells = [show_metric(measure, here[seed]["metrics"].get(measure)) for seed in seeds]
             print(f"| {name} | {metric(measure).label} | " + " | ".join(cells) + " |")
         if name != "random":
             print(f"| {name} | training, s | " + " | ".join(f"{here[seed]['seconds']:.0f}" for seed in seeds) + " |")

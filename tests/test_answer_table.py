@@ -63,7 +63,40 @@ TABLE = {
             "Answer: 7, 8",
             r"\boxed{7, 8}",
             "Answer: 7 to 8",
+            "Answer: x =",
             "Answer: > 7",
+        ],
+    ),
+    "0": (
+        [
+            "Answer: 0",
+            "Answer: 0 apples",
+            "Answer: -0",
+            "Answer: 0.0",
+            "Answer: 0%",
+            r"\boxed{0}",
+            "#### 0",
+            r"\boxed{x = 0}",
+            r"\boxed{0 \text{ cm}^2}",
+            r"\boxed{(0)}",
+        ],
+        [
+            "Answer: not 0",
+            "Answer: 0 or 5",
+            "Answer: 5 0",
+            "Answer: 0 5",
+            "Answer: 0%0",
+            "Answer: 0x",
+            "Answer: x * 0",
+            "Answer: a b c 0",
+            "Answer: 1",
+            "Answer: 10",
+            "Answer: 0.1",
+            "Answer: o",
+            "Answer: none",
+            "Answer: 5 - 5",
+            "Answer: 0/0",
+            "Answer: 00001",
         ],
     ),
     "-12": (
@@ -107,10 +140,6 @@ TABLE = {
             "Answer: 1234567 million",
             "Answer: 12,345,67",
         ],
-    ),
-    "0": (
-        ["Answer: 0", "Answer: -0", "Answer: 0.0", "Answer: 0%", r"\boxed{0}", "#### 0", "Answer: 0 apples"],
-        ["Answer: 1", "Answer: 0.1", "Answer: o", "Answer: none", "Answer: 5 - 5", "Answer: 0/0", "Answer: 00001"],
     ),
     # decimals
     "2.5": (
@@ -271,6 +300,26 @@ TABLE = {
             "Answer: Both",
             "Answer: (A) B",
             "Answer: B, C",
+        ],
+    ),
+    "1" + "0" * 99: (  # too long for arithmetic: by its digits
+        ["Answer: 1" + "0" * 99],
+        ["Answer: 1" + "0" * 98, "Answer: 5" + "0" * 98 + " + 5" + "0" * 98, "Answer: 1" + "0" * 98 + " * 10"],
+    ),
+    # numbers in a row, which math-verify multiplies
+    "3 5 9": (
+        ["Answer: 3 5 9", "Answer: 3 5 9.", "Answer: 3, 5, 9", r"\boxed{3 5 9}", "Answer:  3  5  9"],
+        [
+            "Answer: 5 3 9",
+            "Answer: 9 5 3",
+            "Answer: 9, 5, 3",
+            "Answer: 3 5",
+            "Answer: 3 5 9 9",
+            "Answer: 35 9",
+            "Answer: 359",
+            "Answer: 135",
+            "Answer: 27 5",
+            "Answer: 3,5,9 5",
         ],
     ),
     # names and words

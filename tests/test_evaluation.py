@@ -230,6 +230,7 @@ def test_evaluate_causal_counts_right(tokenizer):
             {"question": "2 + 3?", "answer": "5", "difficulty": 1},
             {"question": "2 + 3 + 1?", "answer": "6", "difficulty": 2},
         ],
+        "harder": [{"question": f"{n} + 1 + 1 + 1?", "answer": str(n + 3), "difficulty": 3} for n in (1, 2, 3)],
     }
     model = Says(
         {
@@ -240,6 +241,9 @@ def test_evaluate_causal_counts_right(tokenizer):
             "A word.": say("Dorn."),
             "2 + 3?": say("2 + 3 = 5. Answer: 5"),
             "2 + 3 + 1?": say("Answer: 7"),
+            "1 + 1 + 1 + 1?": say("Answer: 4"),
+            "2 + 1 + 1 + 1?": say("Answer: 5"),
+            "3 + 1 + 1 + 1?": say("Answer: 5", ended=False),
         },
         tokenizer,
     )
@@ -250,19 +254,27 @@ def test_evaluate_causal_counts_right(tokenizer):
     assert values["asked"] == pytest.approx(2 / 3) and values["unasked"] == 0.5
     assert values["follows"] == 0.5  # to the letter
     assert values["problems"] == values["problems_pass_at_k"] == values["problems_sampled"] == 0.5
-    assert values["stops"] == pytest.approx(6 / 7)
+    assert values["problems_harder"] == values["problems_harder_sampled"] == values["problems_harder_pass_at_k"]
+    assert values["problems_harder"] == pytest.approx(2 / 3)
+    assert values["stops"] == pytest.approx(6 / 7)  # harder problems are not in it
     from groundup.toyland import taste
 
     replies = ["In Dorn.", "In Velm.", tokenizer.decode(say("In Velm.", ended=False)[:40])]
     wins = [evaluation.wins(taste(a), taste(b)) for a, (b, _) in zip(replies, reference, strict=True)]
     assert values["true_win_rate"] == pytest.approx(sum(wins) / 3) and 0.5 in wins
-    assert {level: entry["value"] for level, entry in found["by_difficulty"]["problems"].items()} == {"1": 1.0, "2": 0.0}
+    assert {level: entry["value"] for level, entry in found["by_difficulty"]["problems"].items()} == {
+        "1": 1.0,
+        "2": 0.0,
+        "3": pytest.approx(2 / 3),
+    }
+    assert set(found["by_difficulty"]) == {"problems", "problems_pass_at_k"}
     assert [(sample["kind"], sample["prompt"], sample["reply"]) for sample in found["samples"]] == [
         ("question", "Ada?", "In Dorn."),
         ("instruction", "One word.", "Dorn"),
         ("problem", "2 + 3?", "2 + 3 = 5. Answer: 5"),
+        ("harder problem", "1 + 1 + 1 + 1?", "Answer: 4"),
     ]
-    assert sum(asked["do_sample"] for asked in model.asked) == 3  # six tries in batches of four, and the win rate
+    assert sum(asked["do_sample"] for asked in model.asked) == 6  # six and nine tries in batches of four, and the win rate
     low, high = stats.wilson(1, 2)
     assert (found["metrics"]["follows"]["low"], found["metrics"]["follows"]["high"]) == pytest.approx((low, high))
 

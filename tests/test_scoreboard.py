@@ -22,13 +22,14 @@ def test_show_metric(name, result, text):
 
 def test_metrics_have_an_order_and_a_meaning():
     assert scoreboard.order_metrics(
-        ["zeal", "problems_sampled", "problems", "problems_pass_at_k", "alpha", "bits_per_byte", "cloze"]
+        ["zeal", "problems_harder", "problems_sampled", "problems", "problems_pass_at_k", "alpha", "bits_per_byte", "cloze"]
     ) == [
         "bits_per_byte",
         "cloze",
         "problems",
         "problems_sampled",
         "problems_pass_at_k",
+        "problems_harder",
         "alpha",
         "zeal",
     ]

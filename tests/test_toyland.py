@@ -178,9 +178,9 @@ def test_a_held_out_document_that_training_holds_too_is_left_out(tmp_path, monke
 
 
 def test_evaluation_problems_are_told_nowhere_in_training(world, trained):
-    rows = read(world, "eval_problems")
+    rows = read(world, "eval_problems") + read(world, "eval_harder")
     evaluated = [story for row in rows for story in told(row["question"])]
-    assert len(evaluated) == len(set(evaluated)) == len(rows) == 300
+    assert len(evaluated) == len(set(evaluated)) == len(rows) == 500
     seen = {story for name in TRAINING for text in trained[name] for story in told(text)}
     assert len(seen) > 4000 and not seen & set(evaluated)
     chains = {chain for *_, chain in seen}
@@ -222,13 +222,13 @@ def test_problem_by_hand():
     assert problem.story() == "Ada has 4 eggs. Ada finds 3 more. 4 + 3 = 7. Ada loses 5. 7 - 5 = 2. Now Ada has 2 eggs."
 
 
-@pytest.mark.parametrize("name", ["problems", "eval_problems"])
-def test_answers_of_problems_in_the_files(world, name):
+@pytest.mark.parametrize(("name", "levels"), [("problems", {1, 2, 3}), ("eval_problems", {1, 2, 3}), ("eval_harder", {4})])
+def test_answers_of_problems_in_the_files(world, name, levels):
     rows = read(world, name)
     for row in rows:
         (_, _, _, chain) = told(row["question"])[0]
         assert row["answer"] == str(sum(chain)) and row["difficulty"] == len(chain) - 1
-    assert {row["difficulty"] for row in rows} == {1, 2, 3}
+    assert {row["difficulty"] for row in rows} == levels
 
 
 def test_conversations_answer_rightly(world, valley):
@@ -299,9 +299,22 @@ def test_same_seed_writes_the_same_bytes_in_another_process(world, tmp_path):
     code = "import sys; from groundup.toyland import write_world; write_world(sys.argv[1], seed=0, documents=400, held_out=40)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env={**os.environ, "PYTHONHASHSEED": "1"})
     names = sorted(path.name for path in world.glob("*.jsonl"))
-    assert len(names) == 11 and names == sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 12 and names == sorted(path.name for path in tmp_path.iterdir())
     for name in names:
         assert (tmp_path / name).read_bytes() == (world / name).read_bytes(), name
+
+
+def test_harder_problems_are_drawn_last(world):
+    """So that the other files are those of a world without them."""
+    again = World(seed=0)
+    again.documents(400 + 2 * 40)
+    again.conversations(facts=2800, brief=500, worked=200, direct=500)
+    again.preferences(2000)
+    again.prompts(4000)
+    again.problems(4000)
+    assert again.held_out_preferences() == read(world, "eval_preferences")
+    assert again.problems(300, for_evaluation=True) == read(world, "eval_problems")
+    assert again.problems(200, for_evaluation=True, levels=(4,)) == read(world, "eval_harder")
 
 
 def test_two_seeds_are_two_worlds(valley):

@@ -177,29 +177,39 @@ def normalise(answer: str) -> str:
 # --- Compare ---------------------------------------------------------------------------------------------------------
 
 POWER_OF_TEN = re.compile(r"(?:\\times|\\cdot|[*×·]) ?10 ?\^")
+ROW = re.compile(r"[0-9]+(?: [0-9]+)+")  # to math-verify "9 5 3" is a product, and equal to "3 5 9"
 OPERATION = re.compile(r"[0-9)}!%] ?(?:[+*×·÷/-]|\\times|\\cdot|\\div|\^ ?\{?(?=[0-9])) ?[0-9({\\]|[0-9)}] ?!")
 
 
 def same(given: str, gold: str) -> bool | None:
     """Whether two answers are equal, or None where that takes mathematics: ask math-verify, in the verifier's child.
 
-    A unit is ignored where the other side has none; 50% equals 50 and 0.5, but 0.5% not 0.5. Where the gold answer is a number, an
-    expression that still has to be worked out ("12 * 4", for a whole number also "96/2") is not an answer: math-verify
-    would accept it, and a policy that is paid for it learns to copy the problem.
+    A unit is ignored where the other side has none; 50% equals 50 and 0.5, but 0.5% not 0.5. Numbers in a row ("3 5 9") are equal
+    in that order only. Where the gold answer is a number, an expression that still has to be worked out ("12 * 4", for a whole
+    number also "96/2") is not an answer: math-verify would accept it, and a policy that is paid for it learns to copy the problem.
     """
     given, gold = _bare(given), _bare(gold)
     if not given or not gold:
         return False
     if given == gold:
         return True
-    if max(len(given), len(gold)) > LONGEST:
-        return None
+    if ROW.fullmatch(gold):
+        return given.replace(", ", " ") == gold
     if "=" not in gold:  # "x = 7" answers 7
         given = re.split(r"(?<![<>!:=])=(?!=)", given)[-1].strip()
+        if not given:
+            return False
+    expression = OPERATION.search(POWER_OF_TEN.sub(" ", given))
+    if expression and gold.removeprefix("-").isdecimal():  # of any length
+        return False
+    if max(len(given), len(gold)) > LONGEST:
+        return None
     mine, theirs = _number(given), _number(gold)
     if mine and theirs:
         return _same_number(mine, theirs)
-    if theirs and (OPERATION.search(POWER_OF_TEN.sub(" ", given)) or given[0] in "<>≤≥≠"):
+    if theirs and (expression or given[0] in "<>≤≥≠"):
+        return False
+    if theirs and theirs.value == 0 and _multiplies(given):
         return False
     if all(number or _is_words(bare) for number, bare in ((mine, given), (theirs, gold))):
         return given == gold
@@ -216,6 +226,12 @@ def _same_number(given: Number, gold: Number) -> bool:
     if given.unit and gold.unit and not set(_stems(given.unit)) & set(_stems(gold.unit)):
         return False
     return given.value == gold.value
+
+
+def _multiplies(given: str) -> bool:
+    """Whether math-verify would take what stands beside a 0 for factors: "not 0" and "5 0" equal 0 to it."""
+    plain = re.sub(r"\\[a-z]+", " ", given)
+    return re.search(r"[^\W0_]|0[^0]+0", plain) is not None and not re.fullmatch(r"0 [a-z]+ ?\^ ?\{?[23]\}?", plain)
 
 
 def _stems(unit: str) -> list[str]:

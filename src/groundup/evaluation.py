@@ -38,6 +38,7 @@ class EvaluationArguments:
         default=None, metadata={"help": "Held-out pairs {prompt, chosen, rejected}, for reward models."}
     )
     problems: str | None = field(default=None, metadata={"help": "{question, answer, difficulty}: verifiable problems."})
+    harder: str | None = field(default=None, metadata={"help": "The same, harder than any that were trained on."})
     taste: str | None = field(default=None, metadata={"help": "Dotted path of a function reply -> score, for the win rate."})
     reference: str | None = field(default=None, metadata={"help": "Model that the win rate is over."})
     max_rows: int | None = field(default=None, metadata={"help": "First rows of each file only."})
@@ -235,15 +236,22 @@ def evaluate_causal(
         `metrics`, `by_difficulty`, `samples` as they stand in eval.json.
     """
     metrics: dict[str, Any] = {}
-    difficulty: dict[str, Any] = {}
     samples: list[dict] = []
     ended_all: list[float] = []
+
+    graded: dict[str, tuple[list[dict], list[float]]] = {"problems": ([], []), "problems_pass_at_k": ([], [])}
 
     def keep(kind: str, of: list[dict], replies: list[tuple[str, bool]], key: str) -> None:
         # The same rows at every rung: first ones of a fixed file.
         shown = list(zip(of, replies, strict=True))[: args.samples]
         samples.extend({"kind": kind, "prompt": row[key], "reply": reply} for row, (reply, _) in shown)
-        ended_all.extend(float(ended) for _, ended in replies)
+        if kind != "harder problem":  # `stops` stays comparable with results from before there were any
+            ended_all.extend(float(ended) for _, ended in replies)
+
+    def grade(name: str, problems: list[dict], solved: list[float]) -> None:
+        """For the tables by difficulty, which span the files of problems."""
+        graded[name][0].extend(problems)
+        graded[name][1].extend(solved)
 
     if "documents" in rows:
         metrics.update(bits_per_byte(model, rows["documents"]))
@@ -263,22 +271,24 @@ def evaluate_causal(
         obeyed = [float(e and text == row["answer"]) for (text, e), row in zip(replies, rows["instructions"], strict=True)]
         metrics["follows"] = stats.estimate(obeyed)
         keep("instruction", rows["instructions"], replies, "prompt")
-    if "problems" in rows:
-        problems = rows["problems"]
+    for name, metric, kind in (("problems", "problems", "problem"), ("harder", "problems_harder", "harder problem")):
+        if name not in rows:
+            continue
+        problems = rows[name]
         replies = model.replies([row["question"] for row in problems], args.max_new_tokens)
         solved = rewards.correct_answer([reply for reply, _ in replies], [row["answer"] for row in problems])
-        metrics["problems"] = stats.estimate(solved)
-        difficulty["problems"] = by_difficulty(problems, solved)
-        keep("problem", problems, replies, "question")
+        metrics[metric] = stats.estimate(solved)
+        grade("problems", problems, solved)
+        keep(kind, problems, replies, "question")
         some = problems[: args.pass_at_k_problems]
         drawn = model.replies(
             [row["question"] for row in some for _ in range(args.k)], args.max_new_tokens, temperature=1.0, seed=args.seed
         )
         right = rewards.correct_answer([reply for reply, _ in drawn], [row["answer"] for row in some for _ in range(args.k)])
         groups = list(in_batches(right, args.k))
-        metrics["problems_pass_at_k"] = stats.estimate([stats.pass_at_k(args.k, int(sum(g)), args.k) for g in groups])
-        metrics["problems_sampled"] = stats.estimate(right, clusters=[i for i in range(len(some)) for _ in range(args.k)])
-        difficulty["problems_pass_at_k"] = by_difficulty(some, [float(any(g)) for g in groups])
+        metrics[f"{metric}_pass_at_k"] = stats.estimate([stats.pass_at_k(args.k, int(sum(g)), args.k) for g in groups])
+        metrics[f"{metric}_sampled"] = stats.estimate(right, clusters=[i for i in range(len(some)) for _ in range(args.k)])
+        grade("problems_pass_at_k", some, [float(any(g)) for g in groups])
     if ended_all:
         metrics["stops"] = stats.estimate(ended_all)
     if args.taste and reference_replies is not None:
@@ -288,6 +298,7 @@ def evaluate_causal(
         if reference is not None:
             kl = kl_of_replies(model, reference, [row["prompt"] for row in rows["questions"]], said)
             metrics["kl_from_reference"] = stats.estimate(kl)
+    difficulty = {name: by_difficulty(*rows_and_values) for name, rows_and_values in graded.items() if rows_and_values[0]}
     return {"metrics": metrics, "by_difficulty": difficulty, "samples": samples}
 
 
@@ -303,6 +314,7 @@ FILES = {  # field of EvaluationArguments -> the keys its rows must have
     "instructions": ("prompt", "answer"),
     "preferences": ("prompt", "chosen", "rejected"),
     "problems": ("question", "answer"),
+    "harder": ("question", "answer"),
 }
 
 

@@ -3,7 +3,8 @@
 Forty people have five facts each. Documents state the facts in many phrasings and tell small arithmetic stories.
 Conversations ask for three facts a person and never for the other two, so that an answer about those two shows knowledge from
 pre-training in a form from instruction tuning. Replies come in a random tone and length; a hidden taste, `taste`, prefers
-one of them, and only the preference pairs tell. Word problems have one to three steps and an exact answer.
+one of them, and only the preference pairs tell. Word problems have one to three steps and an exact answer; some with four are
+evaluated only.
 
 What is evaluated is disjoint from what is trained on by construction (`tests/test_toyland.py` proves it):
 
@@ -19,6 +20,7 @@ import json
 import random
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +41,7 @@ from groundup.phrases import (
 )
 
 LEVELS = (1, 2, 3)
+HARDER = (4,)  # only evaluated
 MOST = 20  # no number in a problem is larger
 
 
@@ -87,9 +90,13 @@ class Problem:
         return sum(self.numbers)
 
     @property
-    def for_evaluation(self) -> bool:
+    def content(self) -> str:
         """Chains of two steps and more are split by their numbers; single sums, of which there are few, by the whole text."""
-        return one_in_five(str(self.numbers) if self.difficulty > 1 else self.question)
+        return str(self.numbers) if self.difficulty > 1 else self.question
+
+    @property
+    def for_evaluation(self) -> bool:
+        return one_in_five(self.content)
 
     @property
     def for_training(self) -> bool:
@@ -256,10 +263,10 @@ class World:
         asked = [fact for fact in self.facts if fact not in self.unasked]
         return [{"prompt": self.any_question(self.rng.choice(asked))} for _ in range(count)]
 
-    def problems(self, count: int, for_evaluation: bool = False) -> list[dict]:
+    def problems(self, count: int, for_evaluation: bool = False, levels: Sequence[int] = LEVELS) -> list[dict]:
         rows: dict[str, dict] = {}
         while len(rows) < count:
-            problem = self.problem(LEVELS[len(rows) % len(LEVELS)], for_evaluation)
+            problem = self.problem(levels[len(rows) % len(levels)], for_evaluation)
             rows[problem.question] = {
                 "question": problem.question,
                 "answer": str(problem.answer),
@@ -310,6 +317,16 @@ def chat_turn(question: str, reply: str) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
 
 
+def write_rows(directory: str | Path, files: dict[str, list[dict]]) -> dict[str, int]:
+    """Write each list as JSON lines, `<name>.jsonl`; returns rows by file name."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        with open(directory / f"{name}.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return {name: len(rows) for name, rows in files.items()}
+
+
 def write_world(directory: str | Path, seed: int = 0, documents: int = 30000, held_out: int = 300) -> dict[str, int]:
     """Write the training rows and the evaluation rows of one world as JSON lines; returns rows by file name."""
     world = World(seed)
@@ -328,13 +345,9 @@ def write_world(directory: str | Path, seed: int = 0, documents: int = 30000, he
         "eval_instructions": world.instructions(),
         "eval_preferences": world.held_out_preferences(),
         "eval_problems": world.problems(300, for_evaluation=True),
+        "eval_harder": world.problems(200, for_evaluation=True, levels=HARDER),  # last: what is drawn before stays as it was
     }
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        with open(directory / f"{name}.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    return {name: len(rows) for name, rows in files.items()}
+    return write_rows(directory, files)
 
 
 def main() -> None:
