@@ -30,7 +30,8 @@ def main(
     # 1. Arguments
     parent = model_args.model_name_or_path
     check_model_path(parent)
-    rewards, training_args.reward_weights = build_rewards(reward_args.rewards)  # what is rewarded, and how much, stands in the YAML
+    limits = reward_args.max_faulty_share, reward_args.reward_timeout
+    rewards, training_args.reward_weights = build_rewards(reward_args.rewards, *limits)  # what is rewarded stands in the YAML
     others = (reward_args, rehearsal_args, gate_args, curriculum_args, data_args)
     stage = start("grpo", training_args, model_args, *others, parent=parent)
 

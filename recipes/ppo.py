@@ -18,7 +18,8 @@ from trl import ModelConfig, get_peft_config
 def main(data_args: DataArguments, reward_args: RewardArguments, training_args: PPOConfig, model_args: ModelConfig):
     # 1. Arguments
     check_model_path(model_args.model_name_or_path)
-    rewards, training_args.reward_weights = build_rewards(reward_args.rewards)
+    limits = reward_args.max_faulty_share, reward_args.reward_timeout
+    rewards, training_args.reward_weights = build_rewards(reward_args.rewards, *limits)
     start_of_critic = training_args.critic_model_name_or_path or next(
         (r for r in rewards if isinstance(r, str)), model_args.model_name_or_path
     )

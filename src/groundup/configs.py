@@ -192,14 +192,21 @@ class RewardArguments:
 
     rewards: list[dict[str, Any]] = field(
         default_factory=list,
-        metadata={
-            "help": "[{name: correct_answer, weight: 1.0}, {model: out/nano/reward, weight: 1.0}, {name: my.module.function}]"
-        },
+        metadata={"help": "[{name: correct_answer, weight: 1.0}, {model: out/nano/reward}, {name: my.module.function}]"},
+    )
+    max_faulty_share: float = field(
+        default=0.2, metadata={"help": "Share of a batch's completions for which a reward may raise, hang or return no number."}
+    )
+    reward_timeout: float = field(
+        default=60.0, metadata={"help": "Seconds that one call of a reward function of your own may take; 0: any time."}
     )
 
     def __post_init__(self):
         if not self.rewards:
             raise InputError("nothing is rewarded", "rewards", "write `rewards: [{name: correct_answer, weight: 1.0}]`")
+        for name, most in (("max_faulty_share", 1), ("reward_timeout", 86400)):
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"`{name}: {getattr(self, name)}`", fix=f"write a number from 0 to {most}")
 
 
 @dataclass

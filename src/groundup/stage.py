@@ -44,6 +44,8 @@ MAY_CHANGE = (
     "hub_token",
     "push_to_hub",
     "check_memory",
+    "max_faulty_share",  # a run that a limit has stopped goes on with another
+    "reward_timeout",
 )
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 REPLY_TOKENS = 64  # how long pipeline() lets a model of ours talk unless told otherwise
