@@ -1,6 +1,6 @@
 """Rung 0: byte-level BPE, finished at birth. No later rung adds a token, changes the template or sets pad = eos."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from groundup.chat import CHAT_TEMPLATE, END_OF_TEXT, PAD, ROLES, SPECIAL_TOKENS, TURN_END
@@ -9,6 +9,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SMALLEST = 256 + len(SPECIAL_TOKENS)  # every byte is a token, so no text is unknown
+
+QUIET = {"tokenizer_kwargs": {"verbose": False}}  # no warning of a length that is looked at here
 
 # GPT-2's pattern (Radford et al. 2019), with digits one by one: numbers of any length are then spelt the same way, which is
 # what lets a small model carry (Singh & Strouse 2024, arXiv:2402.14903).
@@ -114,22 +116,47 @@ def check_tokenizer_path(path: str) -> None:
         raise InputError(f"no tokenizer in `{path}`", "tokenizer_path", "run recipes/tokenizer.py first, or check the path")
 
 
-def check_prompts(prompts: Iterable[list[dict]], tokenizer: PreTrainedTokenizerBase, room: int, longest: int, where: str) -> None:
-    """Refuse prompts that leave no room for a completion within the model's context.
+def unfit_prompt(tokenizer: PreTrainedTokenizerBase, room: int, longest: int) -> Callable[[dict], str | None]:
+    """Why a row's `prompt` leaves no room for a completion within the model's context, if so.
 
     Args:
         room: tokens a completion may take.
         longest: tokens the model can attend to.
 
     Raises:
-        InputError: the longest prompt, its length and what to change.
+        InputError: a completion takes all of them.
     """
-    lengths = [len(tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"]) for p in prompts]
-    worst = max(range(len(lengths)), key=lengths.__getitem__)
-    over = sum(length + room > longest for length in lengths)
-    if over:
-        raise InputError(
-            f"{over} of {len(lengths)} prompts and `max_completion_length: {room}` exceed the model's {longest} tokens",
-            f"{where}: prompt {worst} has {lengths[worst]} tokens",
-            "lower `max_completion_length`, or drop the long prompts",
-        )
+    if room >= longest:
+        raise InputError(f"`max_completion_length: {room}` leaves no prompt room in the model's {longest} tokens", fix="lower it")
+
+    def unfit(row: dict) -> str | None:
+        length = len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **QUIET)["input_ids"])
+        return f"prompt over the {longest - room} tokens that `max_completion_length` leaves" if length + room > longest else None
+
+    return unfit
+
+
+def unfit_pair(
+    tokenizer: PreTrainedTokenizerBase, max_length: int | None, longest: int, cut: bool = False
+) -> Callable[[dict], str | None]:
+    """Why a trainer can learn nothing from a row of `prompt`, `chosen` and `rejected`, or the model cannot attend to it, if so.
+
+    Args:
+        max_length: tokens of a conversation; None for any number.
+        longest: tokens the model can attend to.
+        cut: whether the trainer cuts replies at `max_length` (DPO) or leaves such rows out in silence (reward model).
+    """
+    limit = min(max_length or longest, longest)
+    name = "`max_length`" if limit == max_length else "the model's context"
+
+    def unfit(row: dict) -> str | None:
+        sides = [tokenizer.apply_chat_template(row["prompt"] + row[side], **QUIET)["input_ids"] for side in ("chosen", "rejected")]
+        if max(map(len, sides)) <= limit:
+            return None
+        if not cut or limit != max_length:
+            return f"over the {limit} tokens of {name}"
+        if len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **QUIET)["input_ids"]) >= limit:
+            return f"prompt fills the {limit} tokens of {name}"
+        return f"chosen equals rejected in the {limit} tokens of {name}" if sides[0][:limit] == sides[1][:limit] else None
+
+    return unfit
