@@ -13,7 +13,7 @@ from groundup.grpo import GRPOTrainer
 from groundup.model import check_model_path, context_length, load_causal_model
 from groundup.rewards import build_rewards
 from groundup.stage import finish, start
-from groundup.tokenizer import check_tokenizer, unfit_prompt
+from groundup.tokenizer import check_judges, check_tokenizer, unfit_prompt
 from transformers import AutoTokenizer
 from trl import GRPOConfig, ModelConfig, get_peft_config
 
@@ -38,6 +38,7 @@ def main(
     # 2. Tokenizer and data
     tokenizer = AutoTokenizer.from_pretrained(parent)
     check_tokenizer(tokenizer, parent)
+    check_judges(parent, tokenizer, rewards)
     graded = any("answer" in getattr(reward, "columns", ()) for reward in rewards)  # a reward model grades without
     unfit = unfit_prompt(tokenizer, training_args.max_completion_length, context_length(model_args, tokenizer))
     problems = (load_problems if graded else load_prompts)(data_args, seed=training_args.seed, unfit=unfit)

@@ -10,7 +10,7 @@ from groundup.model import check_model_path, context_length, load_causal_model
 from groundup.ppo import PPOConfig, PPOTrainer, load_critic
 from groundup.rewards import build_rewards
 from groundup.stage import finish, start
-from groundup.tokenizer import check_tokenizer, unfit_prompt
+from groundup.tokenizer import check_judges, check_tokenizer, unfit_prompt
 from transformers import AutoTokenizer
 from trl import ModelConfig, get_peft_config
 
@@ -30,6 +30,7 @@ def main(data_args: DataArguments, reward_args: RewardArguments, training_args: 
     # 2. Tokenizer and data
     tokenizer = AutoTokenizer.from_pretrained(parent)
     check_tokenizer(tokenizer, parent)
+    check_judges(parent, tokenizer, rewards, None if training_args.shared_critic else start_of_critic)
     unfit = unfit_prompt(tokenizer, training_args.max_completion_length, context_length(model_args, tokenizer))
     prompts = load_prompts(data_args, seed=training_args.seed, unfit=unfit)
     stage.uses(prompts.provenance)

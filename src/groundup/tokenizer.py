@@ -1,12 +1,15 @@
 """Rung 0: byte-level BPE, finished at birth. No later rung adds a token, changes the template or sets pad = eos."""
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+from groundup import record
 from groundup.chat import CHAT_TEMPLATE, END_OF_TEXT, PAD, ROLES, SPECIAL_TOKENS, TURN_END
 from groundup.errors import InputError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SMALLEST = 256 + len(SPECIAL_TOKENS)  # every byte is a token, so no text is unknown
 
@@ -114,6 +117,61 @@ def check_tokenizer_path(path: str) -> None:
     """
     if Path(path).is_dir() and not (Path(path) / "tokenizer.json").is_file() or not Path(path).exists() and path.count("/") != 1:
         raise InputError(f"no tokenizer in `{path}`", "tokenizer_path", "run recipes/tokenizer.py first, or check the path")
+
+
+def check_judges(policy: str, tokenizer: PreTrainedTokenizerBase, rewards: Iterable[Any], critic: str | None = None) -> None:
+    """Refuse reward models and a critic that would read what they were not made for, and give numbers all the same.
+
+    A reward model is given text, in its own template and spelt by its own tokenizer (`trl.GRPOTrainer`): they may differ from the
+    policy's, but not from those that it was trained with. A critic is given the policy's token ids: it must have its vocabulary.
+
+    Args:
+        policy: directory or Hub id of the model whose `tokenizer` it is.
+        rewards: those that are text are models' directories or Hub ids.
+
+    Raises:
+        InputError: names both models.
+    """
+    for path in [reward for reward in rewards if isinstance(reward, str)]:
+        _check_reward_model(path, policy)
+    if critic not in (None, policy) and _tokenizer_of(critic).get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            f"the critic `{critic}` has another vocabulary than the policy `{policy}`, whose token ids it reads",
+            "critic_model_name_or_path" if critic not in rewards else "the critic starts from the first reward model",
+            "name a model with the policy's tokenizer as `critic_model_name_or_path`, or write `shared_critic: true`",
+        )
+
+
+def _tokenizer_of(path: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer in `{path}`: {str(error)[:200]}", "rewards", "check the path") from None
+
+
+def _check_reward_model(path: str, policy: str) -> None:
+    tokenizer, where = _tokenizer_of(path), f"the reward model `{path}`"
+    trained, found = (record.read(path) or {}).get("tokenizer_sha256"), record.hash_tokenizer(path)
+    if trained and trained != found:
+        whose = (
+            f"that of the policy `{policy}`"
+            if found == record.hash_tokenizer(policy)
+            else f"not that of the policy `{policy}` either"
+        )
+        what = f"the tokenizer or template beside {where} is not the one that it was trained with; it is {whose}"
+        raise InputError(what, fix="put back its own tokenizer.json and chat_template.jinja: TRL scores with those that lie there")
+    if not tokenizer.chat_template:
+        raise InputError(f"{where} has no chat template", fix="add the chat_template.jinja that it was trained with")
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    marks = dict.fromkeys(re.findall(r"<\|[^<|>\s]+\|>", tokenizer.apply_chat_template(chat, tokenize=False)))
+    if foreign := [mark for mark in marks if mark not in tokenizer.get_vocab()]:
+        what = f"the template of {where} writes {', '.join(foreign)}, which its tokenizer does not know as tokens"
+        raise InputError(what, fix=f"add the chat_template.jinja that it was trained with; is this one that of `{policy}`?")
+    if not (Path(path) / "adapter_config.json").is_file():
+        size, needed = AutoConfig.from_pretrained(path).get_text_config().vocab_size, max(tokenizer.get_vocab().values()) + 1
+        if needed > size:
+            fix = f"put back its own tokenizer; is this one that of `{policy}`?"
+            raise InputError(f"{where} has {size} tokens and the tokenizer beside it {needed}", fix=fix)
 
 
 def unfit_prompt(tokenizer: PreTrainedTokenizerBase, room: int, longest: int) -> Callable[[dict], str | None]:

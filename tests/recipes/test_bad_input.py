@@ -1,9 +1,13 @@
 """Rows and rewards that are no good, through the recipes: named before the first step, left out and counted, or refused."""
 
 import json
+import shutil
 
 import pytest
+from groundup import record
 from groundup.errors import InputError
+from groundup.tokenizer import train_tokenizer
+from transformers import AutoTokenizer
 
 from recipes.miniature import run_recipe
 
@@ -70,3 +74,85 @@ def test_pairs_of_equals_are_dropped_and_stop_the_run_past_the_limit(rungs, tmp_
     assert trained.record["data"][0]["dropped"] == {"chosen equals rejected": 12}
     assert len(trained.trainer.train_dataset) == 8
     assert f"{name}: 12 of 20 rows dropped (chosen equals rejected)" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def other(rungs, tmp_path_factory):
+    """A reward model with a tokenizer of its own, as large as the policy's and with the same template."""
+    directory = tmp_path_factory.mktemp("other") / "reward"
+    shutil.copytree(rungs["reward"].directory, directory, ignore=shutil.ignore_patterns("checkpoint-*"))
+    with open(rungs.world / "eval_documents.jsonl") as file:
+        train_tokenizer((json.loads(line)["text"] for line in file), 512).save_pretrained(directory)
+    record.update(directory, tokenizer_sha256=record.hash_tokenizer(directory))
+    return directory
+
+
+def rewarded(rungs, name, model, tmp_path, **more):
+    rewards = [{"name": "repetition", "ngram": 1}, {"model": str(model)}]
+    settings = {**rungs.settings(name), "rewards": rewards, "max_steps": 1, "save_strategy": "no", **more}
+    return run_recipe(name, tmp_path / "out", **settings)
+
+
+def test_critic_of_another_vocabulary_is_refused(rungs, other, tmp_path):
+    """It would be fed the policy's token ids, and none of them is out of its range."""
+    policy = rungs["sft"].directory
+    with pytest.raises(InputError, match=f"the critic `{other}` has another vocabulary than the policy `{policy}`"):
+        rewarded(rungs, "ppo", other, tmp_path)
+    with pytest.raises(InputError, match=f"the critic `{other}`"):
+        own = str(rungs["reward"].directory)
+        rewarded(rungs, "ppo", own, tmp_path, critic_model_name_or_path=str(other))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("grpo", {}), ("ppo", {"shared_critic": True}), ("ppo", {"critic_model_name_or_path": "SFT"})]
+)
+def test_reward_model_of_another_vocabulary_scores_by_its_own(rungs, other, tmp_path, name, more):
+    """It is given text, in its own template and tokens: what it says is what it would say by itself."""
+    more = {key: str(rungs["sft"].directory) if value == "SFT" else value for key, value in more.items()}
+    trainer = rewarded(rungs, name, other, tmp_path, **more).trainer
+    assert trainer.reward_processing_classes[1].get_vocab() == AutoTokenizer.from_pretrained(other).get_vocab()
+    assert trainer.reward_processing_classes[1].get_vocab() != trainer.processing_class.get_vocab()
+
+
+@pytest.mark.parametrize("name", ("grpo", "ppo"))
+def test_reward_model_beside_anothers_tokenizer_is_refused(rungs, other, tmp_path, name):
+    broken, policy = tmp_path / "reward", rungs["sft"].directory
+
+    def copy(*files, source=policy):
+        shutil.rmtree(broken, ignore_errors=True)
+        shutil.copytree(other, broken)
+        for file in files:
+            shutil.copy(source / file, broken)
+
+    copy("tokenizer.json")
+    message = f"beside the reward model `{broken}` is not the one that it was trained with; it is that of the policy `{policy}`"
+    with pytest.raises(InputError, match=message):
+        rewarded(rungs, name, broken, tmp_path)
+    copy()
+    (broken / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(InputError, match=f"not the one that it was trained with; it is not that of the policy `{policy}` either"):
+        rewarded(rungs, name, broken, tmp_path)
+
+
+def test_reward_model_from_elsewhere_is_checked_by_what_it_holds(rungs, other, tmp_path):
+    """Without a record: its template must write tokens that its tokenizer has, and the tokenizer none that the model lacks."""
+    model = tmp_path / "reward"
+    shutil.copytree(other, model, ignore=shutil.ignore_patterns("run.json"))
+    rewarded(rungs, "grpo", model, tmp_path)
+    shutil.rmtree(tmp_path / "out")
+
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|eot_id|>"))
+    with pytest.raises(InputError, match=f"`{model}` writes <.eot_id.>, which its tokenizer does not know .*\n.*that of `.*sft`"):
+        rewarded(rungs, "grpo", model, tmp_path)
+    (model / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match=f"the reward model `{model}` has no chat template"):
+        rewarded(rungs, "grpo", model, tmp_path)
+
+    with open(rungs.world / "documents.jsonl") as file:
+        train_tokenizer((json.loads(line)["text"] for line in file), 600).save_pretrained(model)
+    with pytest.raises(InputError, match=f"`{model}` has 512 tokens and the tokenizer beside it 600"):
+        rewarded(rungs, "grpo", model, tmp_path)
+    with pytest.raises(InputError, match="no tokenizer in `out/nowhere/reward`"):
+        rewarded(rungs, "grpo", "out/nowhere/reward", tmp_path)
