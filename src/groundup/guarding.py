@@ -91,7 +91,7 @@ def guard(
             raise _everywhere(InputError(what, fix=fix))
         if tried == total and not said:
             said.append(what)
-            print(f"{what}; it is left out, and so are others", flush=True)
+            print(f"{what}; such completions are left out, and counted in the log", flush=True)
 
     async def judge(batch: dict[str, Any]) -> list[float | None]:
         _check_columns(columns, name, batch)
@@ -106,8 +106,9 @@ def guard(
             sound = [i for i in sound if i not in faults]
             rewards, again = await attempt(_part(batch, sound))
             if again:
-                what = f"the reward `{name}` {again} for {len(sound)} completions together, and for none of them alone"
-                raise _everywhere(InputError(what, fix="mend the function"))
+                what = f"the reward `{name}` {again} for {len(sound)} completions together, and for none of these alone"
+                longer = f", or write a larger `reward_timeout` (it is {timeout:g})" if timeout else ""
+                raise _everywhere(InputError(what, fix=f"mend the function{longer}"))
         try:
             rewards = None if isinstance(rewards, str | bytes) else list(rewards)
         except TypeError:  # None, or a number

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 from groundup import record
@@ -156,3 +157,40 @@ def test_reward_model_from_elsewhere_is_checked_by_what_it_holds(rungs, other, t
         rewarded(rungs, "grpo", model, tmp_path)
     with pytest.raises(InputError, match="no tokenizer in `out/nowhere/reward`"):
         rewarded(rungs, "grpo", "out/nowhere/reward", tmp_path)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Reward functions that fail for the third completion that they see."""
+    (tmp_path / "own_failing.py").write_text(
+        "import threading\n"
+        "third = None\n"
+        "def tells(completion_ids):\n"
+        "    global third\n"
+        "    third = third or completion_ids[2]\n"
+        "    return third in completion_ids\n"
+        "def raises(completions, completion_ids, **kwargs):\n"
+        "    if tells(completion_ids):\n"
+        "        raise KeyError('grammar')\n"
+        "    return [1.0] * len(completions)\n"
+        "def hangs(completions, completion_ids, **kwargs):\n"
+        "    if tells(completion_ids):\n"
+        "        threading.Event().wait()\n"
+        "    return [1.0] * len(completions)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_failing"
+    sys.modules.pop("own_failing", None)
+
+
+@pytest.mark.parametrize("name", ("grpo", "ppo"))
+@pytest.mark.parametrize(("fault", "said"), [("raises", "raised KeyError: 'grammar'"), ("hangs", "took longer than the 0.2 s")])
+def test_a_completion_that_a_reward_fails_for_is_counted(rungs, own, tmp_path, name, fault, said, capsys):
+    rewards = [{"name": "repetition", "ngram": 1}, {"name": f"{own}.{fault}"}]
+    settings = {**rungs.settings(name), "rewards": rewards, "reward_timeout": 0.2, "max_steps": 1, "gate_prompts": 0}
+    settings = {key: value for key, value in settings.items() if name == "grpo" or key != "gate_prompts"}
+    metrics = run_recipe(name, tmp_path / "out", **settings, max_faulty_share=0.5).record["metrics"]
+    assert metrics[f"rewards/{fault}/faulty"] >= 1  # the same completion may come again in a batch
+    assert f"the reward `{fault}` failed for" in (out := capsys.readouterr().out) and said in out
+    with pytest.raises(InputError, match=f"the reward `{fault}` failed for .* it {said}"):
+        run_recipe(name, tmp_path / "none", **settings, max_faulty_share=0.0)
