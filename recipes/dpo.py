@@ -6,9 +6,9 @@ accelerate launch recipes/dpo.py --config recipes/nano/dpo.yaml
 from groundup.callbacks import watch
 from groundup.configs import DataArguments, run
 from groundup.data import load_preferences
-from groundup.model import check_model_path, load_causal_model
+from groundup.model import check_model_path, context_length, load_causal_model
 from groundup.stage import finish, start
-from groundup.tokenizer import check_tokenizer
+from groundup.tokenizer import check_tokenizer, unfit_pair
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, ModelConfig, get_peft_config
 
@@ -22,8 +22,9 @@ def main(data_args: DataArguments, training_args: DPOConfig, model_args: ModelCo
     # 2. Tokenizer and data
     tokenizer = AutoTokenizer.from_pretrained(parent)
     check_tokenizer(tokenizer, parent)
-    train = load_preferences(data_args, seed=training_args.seed)
-    test = load_preferences(data_args, "eval", seed=training_args.seed)
+    unfit = unfit_pair(tokenizer, training_args.max_length, context_length(model_args, tokenizer), cut=True)
+    train = load_preferences(data_args, seed=training_args.seed, unfit=unfit)
+    test = load_preferences(data_args, "eval", seed=training_args.seed, unfit=unfit)
     stage.uses(train.provenance, test and test.provenance)
 
     # 3. Model: the chat model; the trainer loads it once more, as the reference that it is measured against

@@ -10,10 +10,10 @@ from groundup.configs import CurriculumArguments, DataArguments, GateArguments, 
 from groundup.data import add_rehearsal, load_problems, load_prompts
 from groundup.gate import Gate
 from groundup.grpo import GRPOTrainer
-from groundup.model import check_model_path, load_causal_model
+from groundup.model import check_model_path, context_length, load_causal_model
 from groundup.rewards import build_rewards
 from groundup.stage import finish, start
-from groundup.tokenizer import check_prompts, check_tokenizer
+from groundup.tokenizer import check_judges, check_tokenizer, unfit_prompt
 from transformers import AutoTokenizer
 from trl import GRPOConfig, ModelConfig, get_peft_config
 
@@ -30,24 +30,26 @@ def main(
     # 1. Arguments
     parent = model_args.model_name_or_path
     check_model_path(parent)
-    rewards, training_args.reward_weights = build_rewards(reward_args.rewards)  # what is rewarded, and how much, stands in the YAML
+    limits = reward_args.max_faulty_share, reward_args.reward_timeout
+    rewards, training_args.reward_weights = build_rewards(reward_args.rewards, *limits)  # what is rewarded stands in the YAML
     others = (reward_args, rehearsal_args, gate_args, curriculum_args, data_args)
     stage = start("grpo", training_args, model_args, *others, parent=parent)
 
     # 2. Tokenizer and data
     tokenizer = AutoTokenizer.from_pretrained(parent)
     check_tokenizer(tokenizer, parent)
+    check_judges(parent, tokenizer, rewards)
     graded = any("answer" in getattr(reward, "columns", ()) for reward in rewards)  # a reward model grades without
-    problems = (load_problems if graded else load_prompts)(data_args, seed=training_args.seed)
+    unfit = unfit_prompt(tokenizer, training_args.max_completion_length, context_length(model_args, tokenizer))
+    problems = (load_problems if graded else load_prompts)(data_args, seed=training_args.seed, unfit=unfit)
     if rehearsal_args.rehearsal_dataset:
-        prompts = load_prompts(DataArguments(dataset=rehearsal_args.rehearsal_dataset), seed=training_args.seed)
+        rehearsal = DataArguments(dataset=rehearsal_args.rehearsal_dataset, max_dropped_share=data_args.max_dropped_share)
+        prompts = load_prompts(rehearsal, seed=training_args.seed, unfit=unfit)
         problems = add_rehearsal(problems, prompts, rehearsal_args.rehearsal_share, seed=training_args.seed)
     stage.uses(problems.provenance)
 
     # 3. Model
     policy = load_causal_model(model_args)
-    longest = policy.config.max_position_embeddings
-    check_prompts(problems.rows["prompt"], tokenizer, training_args.max_completion_length, longest, stage.name_of_data)
 
     # 4. Trainer
     trainer = GRPOTrainer(

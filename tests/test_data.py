@@ -46,7 +46,7 @@ def test_text_is_cleaned(write):
 
 def test_provenance(write):
     path = write("a.jsonl", [{"text": "one"}, {"text": " "}, {"text": None}])
-    assert load_documents(DataArguments(dataset=path)).provenance == [
+    assert load_documents(DataArguments(dataset=path, max_dropped_share=0.7)).provenance == [
         {
             "name": path,
             "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
@@ -238,7 +238,7 @@ def test_conversations_with_nothing_to_learn_are_dropped_by_reason(write):
         {"messages": None},
         {"messages": [user("Hi"), assistant(" ")]},
     ]
-    loaded = load_conversations(DataArguments(dataset=write("a.jsonl", rows)))
+    loaded = load_conversations(DataArguments(dataset=write("a.jsonl", rows), max_dropped_share=0.8))
     assert loaded.provenance[0]["dropped"] == {"no assistant message": 1, "empty messages": 3}
 
 
@@ -276,12 +276,42 @@ def test_preferences_that_teach_nothing_are_dropped_by_reason(write):
         {"prompt": "a", "chosen": both, "rejected": other},
         {"prompt": "a", "chosen": "x", "rejected": ""},
     ]
-    loaded = load_preferences(DataArguments(dataset=write("a.jsonl", rows)))
+    loaded = load_preferences(DataArguments(dataset=write("a.jsonl", rows), max_dropped_share=0.8))
     assert loaded.provenance[0]["dropped"] == {
         "chosen equals rejected": 2,
         "chosen and rejected differ in more than one reply": 1,
         "empty rejected": 1,
     }
+
+
+def test_too_many_dropped_rows_stop_the_run(write):
+    equal, other = {"prompt": "a", "chosen": "x", "rejected": "x"}, {"prompt": "a", "chosen": "x", "rejected": "y"}
+    half, more = write("half.jsonl", [equal, other]), write("more.jsonl", [other, equal, equal])
+    assert len(load_preferences(DataArguments(dataset=half)).rows) == 1
+    assert refusal(load_preferences, dataset=more) == (
+        f"too few preferences are left: 3 rows read -> 1 (chosen equals rejected: 2)\n  where: {more}\n"
+        "  fix:   mend the rows, or write a larger `max_dropped_share` (it is 0.5)"
+    )
+    with pytest.raises(InputError, match="too few preferences"):  # each source by itself
+        load_preferences(DataArguments(datasets=[{"path": half}, {"path": half}, {"path": more}]))
+    entry = {"path": more, "max_dropped_share": 0.7}
+    assert len(load_preferences(DataArguments(datasets=[{"path": half}, entry])).rows) == 2
+    assert "it is 0.4" in refusal(load_preferences, dataset=half, max_dropped_share=0.4)
+    with pytest.raises(InputError, match="is no share"):
+        DataArguments(dataset=half, max_dropped_share=1.5)
+
+
+@pytest.mark.parametrize("load", [load_preferences, load_prompts, load_problems])
+def test_unfit_rows_are_dropped_for_the_reason_given(write, load):
+    def unfit(row):
+        return "too long" if len(row["prompt"][0]["content"]) > 3 else None
+
+    rows = [{"prompt": p, "answer": "1", "chosen": "x", "rejected": "y"} for p in ("one", "two", "three")]
+    path = write("a.jsonl", rows)
+    loaded = load(DataArguments(dataset=path, eval_dataset=path, max_rows=2), unfit=unfit)
+    assert [row[0]["content"] for row in loaded.rows["prompt"]] == ["one", "two"]
+    loaded = load(DataArguments(dataset=path, eval_dataset=path), "eval", unfit=unfit)
+    assert len(loaded.rows) == 2 and loaded.provenance[0]["dropped"] == {"too long": 1}
 
 
 def test_preference_texts_need_a_prompt(write):

@@ -7,6 +7,7 @@ from datasets import Dataset
 from groundup import grpo
 from groundup.errors import InputError
 from groundup.grpo import EpochRepeatSampler, GRPOTrainer
+from groundup.guarding import guard
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 from trl.trainer.utils import RepeatSampler
@@ -140,3 +141,24 @@ def test_scoring_leaves_padding_out_and_is_the_engines(tiny_base, tokenizer, tmp
     pieces = [lengths[:2], lengths[2:4], lengths[4:]] if piece != 1000 else [lengths]
     least = sum(len(some) * (max(b for b, _ in some) + max(a for _, a in some)) for some in pieces)
     assert passed == least and passed < 5 * 17
+
+
+def test_a_completion_at_fault_moves_nothing(tiny_base, tokenizer, tmp_path):
+    """Whatever its other rewards: the advantages of its group are those of a group without it."""
+    given = [1.0, 4.0, float("nan"), 2.0, 0.0, 0.0, 3.0, 3.0]
+    found = {}
+    for other in (0.0, 100.0):
+        trainer = build(
+            tiny_base, tokenizer, tmp_path, max_steps=1, per_device_train_batch_size=8, num_generations=4, scale_rewards="none"
+        )
+        columns = [given, [0.0, 0.0, other, *[0.0] * 5], [float("nan"), *[0.0] * 7]]  # the last is only watched
+        for n, column in enumerate(columns):
+            trainer.reward_funcs[n : n + 1] = [guard(lambda completions, column=column, **kwargs: column, f"given_{n}")]
+        trainer.reward_func_names, trainer.reward_processing_classes = ["first", "second", "watched"], [None] * 3
+        trainer.reward_weights = torch.tensor([1.0, 1.0, 0.0])
+        rows = [{"prompt": f"prompt {i // 4}"} for i in range(8)]
+        trainer.model.train()
+        found[other] = trainer._generate_and_score_completions(rows)["advantages"].tolist()
+    mean = (1.0 + 4.0 + 2.0) / 3
+    expected = [1 - mean, 4 - mean, 0.0, 2 - mean, -1.5, -1.5, 1.5, 1.5]
+    assert found[0.0] == pytest.approx(expected) and found[100.0] == pytest.approx(expected)

@@ -10,6 +10,7 @@ from groundup import objectives
 from groundup.chat import TURN_END
 from groundup.errors import InputError
 from groundup.grpo import EpochRepeatSampler
+from groundup.guarding import guard
 from groundup.ppo import Critic, PPOConfig, PPOTrainer, load_critic
 from transformers import AutoModelForCausalLM
 
@@ -521,3 +522,31 @@ def test_scores_are_normalised_then_clipped(tiny_base, tokenizer, tmp_path):
 def test_limits_are_positive(tmp_path, wrong):
     with pytest.raises(InputError, match="is not above 0"):
         PPOConfig(str(tmp_path), use_cpu=True, bf16=False, **wrong)
+
+
+def test_a_completion_at_fault_moves_nothing(tiny_base, tokenizer, tmp_path):
+    """Whatever else it is rewarded with, policy and critic are the same after a step."""
+    found = []
+    for other in (0.0, 100.0):
+
+        def given(completions, other=other, **kwargs):
+            return [other * (i == 2) for i in range(len(completions))]
+
+        def faulty(completions, **kwargs):
+            return [float("nan") if i == 2 else float(i) for i in range(len(completions))]
+
+        settings = {"max_steps": 2, "normalize_scores": True}
+        trainer = build(tiny_base, tokenizer, tmp_path, [guard(faulty, "faulty"), guard(given, "given")], [1.0, 1.0], **settings)
+        trainer.train()
+        assert trainer.rollouts[0]["completion_mask"].any(1).tolist() == [i != 2 for i in range(8)]
+        found.append([*trainer.model.parameters(), *trainer.critic.parameters()])
+        assert trainer.moments[0] == 7
+    assert all(torch.isfinite(x).all() and torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+def test_too_few_prompts_are_refused(tiny_base, tokenizer, tmp_path):
+    """TRL would succeed with no step taken."""
+    prompts = [[{"role": "user", "content": f"Where is {i}?"}] for i in range(8)]
+    build(tiny_base, tokenizer, tmp_path, prompts=prompts)
+    with pytest.raises(InputError, match="7 prompts do not fill one generation batch of 8"):
+        build(tiny_base, tokenizer, tmp_path, prompts=prompts[:7])

@@ -7,7 +7,7 @@ import sys
 import pytest
 from groundup import rewards
 from groundup.errors import InputError
-from groundup.rewards import REWARDS, answer_format, build_rewards, correct_answer, guard, length, repetition, text_of
+from groundup.rewards import REWARDS, answer_format, build_rewards, correct_answer, length, repetition
 
 
 def chat(text):
@@ -17,13 +17,6 @@ def chat(text):
 def test_docstrings_tell_the_truth():
     result = doctest.testmod(rewards)
     assert (result.failed, result.attempted) == (0, 4)
-
-
-def test_text_of_strings_and_chats():
-    assert text_of("a") == text_of(chat("a")) == "a"
-    turns = [*chat("a"), {"role": "tool", "content": "42"}, *chat(None), *chat([{"type": "text", "text": "b"}])]
-    assert text_of(turns) == "a\n\nb"
-    assert text_of([]) == ""
 
 
 def test_correct_answer():
@@ -146,40 +139,6 @@ def test_missing_column_is_named():
     (function,), _ = build_rewards([{"name": "correct_answer"}])
     with pytest.raises(InputError, match="needs a column `answer`; did you mean `answers`"):
         function(prompts=["?"], completions=["7"], answers=["7"])
-
-
-def returning(*values):
-    return lambda completions, **kwargs: list(values)
-
-
-def test_guard_turns_faulty_rewards_into_none_and_counts_them():
-    logged = {}
-    function = guard(returning(1, None, 0.5, True, None, float("nan")), "mine")
-    assert function(completions=["x"] * 6, log_metric=logged.__setitem__) == [1.0, None, 0.5, 1.0, None, None]
-    assert function.faulty == 1 and logged == {"rewards/mine/faulty": 1}
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "1.0", [1.0, 2.0], 10**400, object()])
-def test_guard_stops_a_run_whose_rewards_are_faulty(bad):
-    function = guard(returning(1.0, bad, bad, 1.0), "mine")
-    with pytest.raises(RuntimeError, match="`mine` returned no finite number for 2 of 4 completions, .* for 'second'"):
-        function(completions=["first", "second", "third", "fourth"])
-    lenient = guard(returning(1.0, bad, bad, 1.0), "mine", max_faulty_share=0.5)
-    assert lenient(completions=["x"] * 4) == [1.0, None, None, 1.0]
-
-
-@pytest.mark.parametrize("result", [None, 1.0, [1.0], [1.0] * 3, "ab"])
-def test_guard_wants_one_reward_for_each_completion(result):
-    with pytest.raises(RuntimeError, match="`mine` returned .* for 2 completions"):
-        guard(lambda completions, **kwargs: result, "mine")(completions=["a", "b"])
-
-
-def test_an_error_inside_a_reward_is_not_hidden():
-    def broken(completions, **kwargs):
-        return 1 / 0
-
-    with pytest.raises(ZeroDivisionError):
-        guard(broken, "broken")(completions=["a"])
 
 
 def test_every_reward_is_exact_on_an_empty_batch():

@@ -159,10 +159,15 @@ def test_token_is_not_written(tmp_path):
     assert token not in json.dumps(resolved(arguments(tmp_path, hub_token=token)))
 
 
-def test_data_is_named():
-    run = stage.Run(Path("x"), {}, None)
-    run.uses([{"name": "a"}, {"name": "b"}], None, [{"name": "c"}])
-    assert run.name_of_data == "a, b, c"
+def test_data_is_noted_and_what_was_dropped_is_said(capsys):
+    run = stage.Run(Path("x"), {"rung": "dpo"}, None)
+    some = {"name": "b", "rows": 1200, "dropped": {"chosen equals rejected": 3, "empty chosen": 1000}}
+    run.uses([{"name": "a", "dropped": {}}, some], None, [{"name": "c"}])
+    assert [entry["name"] for entry in run.data] == ["a", "b", "c"]
+    assert capsys.readouterr().out.splitlines() == [
+        "dpo: 3 of 1,200 rows dropped (chosen equals rejected): b",
+        "dpo: 1,000 of 1,200 rows dropped (empty chosen): b",
+    ]
 
 
 def test_parent_is_told_apart_by_its_hashes(tiny_base, tmp_path):

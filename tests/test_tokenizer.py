@@ -156,8 +156,36 @@ def test_path_without_a_tokenizer(tiny_base, tmp_path, monkeypatch):
 
 
 def test_prompts_must_leave_room(tokenizer):
-    prompts = [[{"role": "user", "content": "Hi"}], [{"role": "user", "content": "Hi " * 30}]]
-    length = max(len(tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"]) for p in prompts)
-    module.check_prompts(prompts, tokenizer, room=10, longest=length + 10, where="file")
-    with pytest.raises(InputError, match=f"1 of 2 prompts .*\n  where: file: prompt 1 has {length} tokens"):
-        module.check_prompts(prompts, tokenizer, room=11, longest=length + 10, where="file")
+    row = {"prompt": [{"role": "user", "content": "Hi " * 30}]}
+    length = len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"])
+    assert module.unfit_prompt(tokenizer, 10, length + 10)(row) is None
+    reason = module.unfit_prompt(tokenizer, 11, length + 10)(row)
+    assert reason == f"prompt over the {length - 1} tokens that `max_completion_length` leaves"
+    with pytest.raises(InputError, match="`max_completion_length: 10` leaves no prompt room in the model's 10 tokens"):
+        module.unfit_prompt(tokenizer, 10, 10)
+
+
+def test_pairs_must_fit_into_the_context(tokenizer):
+    def row(chosen, rejected):
+        return {
+            "prompt": [{"role": "user", "content": "Hi"}],
+            "chosen": [{"role": "assistant", "content": chosen}],
+            "rejected": [{"role": "assistant", "content": rejected}],
+        }
+
+    short, long, late = row("yes", "no"), row("yes", "no " * 30), row("no " * 30 + "yes", "no " * 30 + "no")
+    prompt = len(tokenizer.apply_chat_template(short["prompt"], add_generation_prompt=True)["input_ids"])
+    fits = len(tokenizer.apply_chat_template(long["prompt"] + long["rejected"])["input_ids"])
+
+    for max_length, longest in ((None, fits), (fits, fits + 9), (fits + 9, fits)):
+        for cut in (False, True):
+            assert module.unfit_pair(tokenizer, max_length, longest, cut)(long) is None
+    for cut in (False, True):  # nothing is cut at the context
+        assert module.unfit_pair(tokenizer, None, fits - 1, cut)(long) == f"over the {fits - 1} tokens of the model's context"
+        assert module.unfit_pair(tokenizer, fits, fits - 1, cut)(long) == f"over the {fits - 1} tokens of the model's context"
+    assert module.unfit_pair(tokenizer, fits - 1, fits)(long) == f"over the {fits - 1} tokens of `max_length`"
+
+    cut = module.unfit_pair(tokenizer, prompt + 3, fits, cut=True)
+    assert cut(short) is None and cut(long) is None
+    assert cut(late) == f"chosen equals rejected in the {prompt + 3} tokens of `max_length`"
+    assert module.unfit_pair(tokenizer, prompt, fits, cut=True)(long) == f"prompt fills the {prompt} tokens of `max_length`"

@@ -129,6 +129,20 @@ def test_child_that_cannot_start_says_so(monkeypatch, tmp_path):
         Verifier().grade(*HONEST)
 
 
+def test_start_that_is_broken_off_leaves_no_child_that_answers_late(monkeypatch):
+    """An alarm of the caller's while the child imports: its "ready" is not the next pair's verdict."""
+    with Verifier() as verifier:
+
+        def alarm(process, seconds):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr("groundup.verifier._read", alarm)
+            with pytest.raises(KeyboardInterrupt):
+                verifier.grade(*HONEST)
+        assert not verifier.grade(r"\boxed{\sqrt{18}}", r"2\sqrt{2}")
+
+
 def alive(pid: int) -> bool:
     """Whether the process runs; one that waits to be collected by the container's init does not."""
     try:

@@ -47,6 +47,7 @@ class DataArguments:
         default=None, metadata={"help": "Column put before the prompt or question, with a blank line between."}
     )
     max_bad_rows: int = field(default=0, metadata={"help": "Rows that do not parse are skipped and counted up to this number."})
+    max_dropped_share: float = field(default=0.5, metadata={"help": "Share of a source's rows that may be dropped as unfit."})
     check_memory: bool = field(default=True, metadata={"help": "Refuse to start when memory or disk will not do (groundup.plan)."})
 
     def __post_init__(self):
@@ -58,6 +59,8 @@ class DataArguments:
                 f"a run needs `dataset` or `datasets`, found {found}",
                 fix="write `dataset: path/or/hub-id`, or `datasets: [{path: ..., weight: ...}, ...]` for a mixture",
             )
+        if not 0 <= self.max_dropped_share <= 1:
+            raise InputError(f"`max_dropped_share: {self.max_dropped_share}` is no share", fix="write a number from 0 to 1")
         for name in ("max_rows", "max_eval_rows"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -192,14 +195,21 @@ class RewardArguments:
 
     rewards: list[dict[str, Any]] = field(
         default_factory=list,
-        metadata={
-            "help": "[{name: correct_answer, weight: 1.0}, {model: out/nano/reward, weight: 1.0}, {name: my.module.function}]"
-        },
+        metadata={"help": "[{name: correct_answer, weight: 1.0}, {model: out/nano/reward}, {name: my.module.function}]"},
+    )
+    max_faulty_share: float = field(
+        default=0.2, metadata={"help": "Share of a batch's completions for which a reward may raise, hang or return no number."}
+    )
+    reward_timeout: float = field(
+        default=60.0, metadata={"help": "Seconds that one call of a reward function of your own may take; 0: any time."}
     )
 
     def __post_init__(self):
         if not self.rewards:
             raise InputError("nothing is rewarded", "rewards", "write `rewards: [{name: correct_answer, weight: 1.0}]`")
+        for name, most in (("max_faulty_share", 1), ("reward_timeout", 86400)):
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"`{name}: {getattr(self, name)}`", fix=f"write a number from 0 to {most}")
 
 
 @dataclass

@@ -31,6 +31,7 @@ REPLIED = ("response", "output", "reply", "target", "solution", "answers", "answ
 ALIASES = {"prompt": ASKED, "question": ASKED, "completion": REPLIED, "answer": REPLIED}
 ALIASES |= {"text": ("content", "document", "body"), "messages": ("conversations", "conversation", "turns", "dialog")}
 A_TURN = '{"role": "user", "content": "..."}'
+Unfit = Callable[[dict[str, Any]], str | None]
 CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
@@ -88,10 +89,11 @@ def load_conversations(args: DataArguments, which: str = "train", seed: int = 0)
     return _load(args, which, seed, "conversation", schemas, convert, {"messages": CHAT})
 
 
-def load_preferences(args: DataArguments, which: str = "train", seed: int = 0) -> Loaded | None:
+def load_preferences(args: DataArguments, which: str = "train", seed: int = 0, unfit: Unfit | None = None) -> Loaded | None:
     """Rows of `prompt`, `chosen`, `rejected`: lists of {role, content}, the last two of one assistant message each.
 
-    Chosen and rejected are texts or lists of messages; what such lists share at the start is the prompt, if anything.
+    Chosen and rejected are texts or lists of messages; what such lists share at the start is the prompt, if anything. `unfit`
+    gives the reason to drop a row that has come so far, if there is one (`groundup.tokenizer.unfit_pair`, `unfit_prompt`).
     """
 
     def convert(row: dict, roles: dict[str, str], args: DataArguments) -> dict:
@@ -109,10 +111,10 @@ def load_preferences(args: DataArguments, which: str = "train", seed: int = 0) -
         return {"prompt": prompt or _prompt(row, roles, args), "chosen": chosen, "rejected": rejected}
 
     schemas = [("prompt", "chosen", "rejected"), ("question", "chosen", "rejected"), ("chosen", "rejected")]
-    return _load(args, which, seed, "preference", schemas, convert, dict.fromkeys(schemas[0], CHAT))
+    return _load(args, which, seed, "preference", schemas, convert, dict.fromkeys(schemas[0], CHAT), unfit)
 
 
-def load_prompts(args: DataArguments, which: str = "train", seed: int = 0) -> Loaded | None:
+def load_prompts(args: DataArguments, which: str = "train", seed: int = 0, unfit: Unfit | None = None) -> Loaded | None:
     """Rows of `prompt`, a list of {role, content} that ends with the user, and the source's other scalar columns.
 
     Read from prompt, question or messages, up to the last user's turn. A column of numbers and text becomes text.
@@ -123,10 +125,11 @@ def load_prompts(args: DataArguments, which: str = "train", seed: int = 0) -> Lo
         others = {name: value for name, value in row.items() if name not in left_out}
         return {"prompt": _prompt(row, roles, args), **others}
 
-    return _load(args, which, seed, "prompt", [("prompt",), ("question",), ("messages",)], convert, {"prompt": CHAT})
+    schemas = [("prompt",), ("question",), ("messages",)]
+    return _load(args, which, seed, "prompt", schemas, convert, {"prompt": CHAT}, unfit)
 
 
-def load_problems(args: DataArguments, which: str = "train", seed: int = 0) -> Loaded | None:
+def load_problems(args: DataArguments, which: str = "train", seed: int = 0, unfit: Unfit | None = None) -> Loaded | None:
     """Rows of `prompt` (list of {role, content}), `answer` (text; the number 6.0 becomes "6"), `difficulty` if any.
 
     Read from question and answer, prompt and answer, or prompt and completion; of several answers the first.
@@ -138,7 +141,7 @@ def load_problems(args: DataArguments, which: str = "train", seed: int = 0) -> L
         return problem | {name: row[name] for name in ("difficulty",) if name in row}
 
     schemas = [("question", "answer"), ("prompt", "answer"), ("prompt", "completion")]
-    return _load(args, which, seed, "problem", schemas, convert, {"prompt": CHAT, "answer": pa.string()})
+    return _load(args, which, seed, "problem", schemas, convert, {"prompt": CHAT, "answer": pa.string()}, unfit)
 
 
 def add_rehearsal(problems: Loaded, prompts: Loaded, share: float, seed: int = 0) -> Loaded:
@@ -150,12 +153,21 @@ def add_rehearsal(problems: Loaded, prompts: Loaded, share: float, seed: int = 0
     return Loaded(datasets.concatenate_datasets([problems.rows, chosen]), problems.provenance + used)
 
 
-def _load(args, which: str, seed: int, noun: str, schemas: list, convert: Callable, columns: dict) -> Loaded | None:
+def _load(args, which: str, seed: int, noun: str, schemas, convert: Callable, columns: dict, unfit=None) -> Loaded | None:
     sources, weights = list_sources(args, which)
     if not sources:
         return None
+
+    def fitting(row: dict, roles: dict[str, str], args: DataArguments) -> dict:
+        converted = convert(row, roles, args)
+        if reason := unfit(converted):
+            raise Drop(reason)
+        return converted
+
     tables, extras = [], []  # the extras of a row are what `columns` lacks; their types are known when all are read
-    provenance = [_read(source, noun, schemas, convert, pa.schema(columns), tables, extras) for source in sources]
+    provenance = [
+        _read(source, noun, schemas, fitting if unfit else convert, pa.schema(columns), tables, extras) for source in sources
+    ]
     table = pa.concat_tables(tables)
     for name in dict.fromkeys(name for row in extras for name in row):
         column = _column([row.get(name) for row in extras])
@@ -177,13 +189,17 @@ def _read(args: DataArguments, noun, schemas, convert, schema: pa.Schema, tables
         tables.append(pa.Table.from_pylist(chunk, schema=schema))
         extras.extend({name: value for name, value in row.items() if name not in schema.names} for row in chunk)
         kept += len(chunk)
+    read = left = kept + dropped.total()
+    funnel = f"{read:,} rows read"
+    for reason, count in dropped.items():
+        left -= count
+        funnel += f" -> {left:,} ({reason}: {count:,})"
     if not kept:
-        left, funnel = dropped.total(), f"{dropped.total():,} rows read"
-        for reason, count in dropped.items():
-            left -= count
-            funnel += f" -> {left:,} ({reason}: {count:,})"
         raise InputError(f"no {noun} is left: {funnel}", args.dataset, _missing({}, schemas, args, noun).fix)
-    return {"name": args.dataset, **origin, "rows": kept + dropped.total(), "kept": kept, "dropped": dict(dropped)}
+    if read - kept - dropped["did not parse"] > args.max_dropped_share * read:  # what does not parse has a limit of its own
+        fix = f"mend the rows, or write a larger `max_dropped_share` (it is {args.max_dropped_share:g})"
+        raise InputError(f"too few {noun}s are left: {funnel}", args.dataset, fix)
+    return {"name": args.dataset, **origin, "rows": read, "kept": kept, "dropped": dict(dropped)}
 
 
 def _convert(rows, args: DataArguments, noun, schemas, convert, dropped: Counter) -> Iterator[dict]:

@@ -207,7 +207,14 @@ class GRPOTrainer(trl.GRPOTrainer):
     # -- looking before leaping
 
     def _calculate_rewards(self, *args, **kwargs):
-        self._rewards = super()._calculate_rewards(*args, **kwargs)  # gathered: (world x B, functions)
+        rewards = super()._calculate_rewards(*args, **kwargs)  # gathered: (world x B, functions)
+        faulty = rewards.new_zeros(len(rewards) // self.accelerator.num_processes, dtype=torch.bool)
+        for function, weight in zip(self.reward_funcs, self.reward_weights.tolist(), strict=True):
+            if weight:
+                faulty[getattr(function, "at_fault", [])] = True  # groundup.guarding
+        self._faulty = self.accelerator.gather(faulty)
+        # With no reward at all TRL leaves a completion out of its group's mean and of the loss; with one missing it takes 0 for it.
+        self._rewards = rewards.masked_fill(self._faulty.unsqueeze(1), torch.nan)
         return self._rewards
 
     @torch.no_grad()

@@ -218,6 +218,17 @@ def loading_arguments(args: ModelConfig) -> dict[str, Any]:
     }
 
 
+def context_length(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that the model to train can attend to; where its configuration does not say, the tokenizer does.
+
+    Raises:
+        InputError: an adapter, which is no model to start from.
+    """
+    _check_plain(args.model_name_or_path)
+    config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision).get_text_config()
+    return getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+
+
 def load_causal_model(args: ModelConfig) -> PreTrainedModel:
     """A model to train: weights in float32 unless `dtype` says otherwise, since the optimizer updates them.
 

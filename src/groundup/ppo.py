@@ -227,6 +227,9 @@ class PPOTrainer(GRPOTrainer):
             batch = super()._generate_and_score_completions(inputs)
         finally:
             self.beta = 0.0
+        first = self.accelerator.process_index * len(inputs)
+        faulty = self._faulty[first : first + len(inputs), None]
+        batch["completion_mask"] = batch["completion_mask"].masked_fill(faulty, 0)  # nothing is learned from it
         mask = batch["completion_mask"].float()
         with torch.no_grad():
             values, old = self._old_values_and_logps(batch)
@@ -267,7 +270,7 @@ class PPOTrainer(GRPOTrainer):
         args, mask = self.args, batch["completion_mask"]
         everyones = self._totals()
         if args.normalize_scores:
-            self.moments = count, mean, deviations = merged_moments(self.moments, everyones)
+            self.moments = count, mean, deviations = merged_moments(self.moments, everyones[~self._faulty])
             everyones = (everyones - mean) / max((deviations / max(count - 1, 1)) ** 0.5, 1e-4)
         if args.clip_score:
             everyones = everyones.clamp(-args.clip_score, args.clip_score)

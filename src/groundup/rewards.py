@@ -4,7 +4,6 @@
 function takes by keyword only (after `*`) is set in YAML; the rest are columns of the dataset.
 """
 
-import difflib
 import importlib
 import inspect
 import itertools
@@ -14,20 +13,8 @@ from typing import Any
 
 from groundup import answers
 from groundup.errors import InputError
+from groundup.guarding import FROM_TRL, Completion, guard, listed, nearest, text_of
 from groundup.verifier import shared
-
-Completion = str | list[dict[str, Any]]
-
-
-def text_of(completion: Completion) -> str:
-    """What the assistant wrote, over all its messages."""
-    if isinstance(completion, str):
-        return completion
-    contents = [message.get("content") or "" for message in completion if message.get("role", "assistant") == "assistant"]
-    return "\n".join(
-        content if isinstance(content, str) else "".join(part.get("text", "") for part in content) for content in contents
-    )
-
 
 # --- The rewards -----------------------------------------------------------------------------------------------------
 
@@ -85,11 +72,10 @@ def repetition(completions: list[Completion], *, ngram: int = 3, **kwargs) -> li
 
 # --- From YAML to functions ------------------------------------------------------------------------------------------
 
-# TRL passes these by keyword to each reward: neither columns nor for YAML to set.
-FROM_TRL = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 
-
-def build_rewards(specs: list[dict[str, Any]], max_faulty_share: float = 0.2) -> tuple[list[Callable | str], list[float]]:
+def build_rewards(
+    specs: list[dict[str, Any]], max_faulty_share: float = 0.2, timeout: float = 0.0
+) -> tuple[list[Callable | str], list[float]]:
     """The reward functions and weights that a YAML list names, for `reward_funcs` and `reward_weights` of TRL.
 
     rewards:
@@ -98,7 +84,8 @@ def build_rewards(specs: list[dict[str, Any]], max_faulty_share: float = 0.2) ->
       - {name: mypackage.module.function, weight: 0.5}   # your own
       - {model: out/nano/reward, weight: 0}              # a reward model; weight 0 is logged only
 
-    A model stays a string, which TRL loads. Functions are guarded (see `guard`) and their `__name__`s differ.
+    A model stays a string, which TRL loads. Functions are guarded (see `guard`) and their `__name__`s differ. Those of this module
+    need no `timeout`: they are quick, or the verifier's child bounds them.
     """
     where = "`rewards` in the YAML file"
     if not isinstance(specs, list) or not specs:
@@ -124,12 +111,12 @@ def build_rewards(specs: list[dict[str, Any]], max_faulty_share: float = 0.2) ->
         names.add(name)
         if "model" in spec:
             if parameters:
-                raise InputError(f"a reward model takes no {_listed(parameters)}", place, "leave it out")
+                raise InputError(f"a reward model takes no {listed(parameters)}", place, "leave it out")
             functions.append(source)
         else:
             function = _find(source, place)
             _check_parameters(function, source, parameters, place)
-            functions.append(guard(function, name, parameters, max_faulty_share))
+            functions.append(guard(function, name, parameters, max_faulty_share, 0.0 if source in REWARDS else timeout))
     if not any(weights):
         raise InputError("each reward has weight 0: there is nothing to learn", where, "give one of them a weight")
     return functions, weights
@@ -148,9 +135,9 @@ def _find(name: str, place: str) -> Callable:
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
         raise InputError(
-            f"no reward is called `{name}`{_nearest(name, REWARDS)}",
+            f"no reward is called `{name}`{nearest(name, REWARDS)}",
             place,
-            f"take one of {_listed(REWARDS)}, or the dotted path of your own function",
+            f"take one of {listed(REWARDS)}, or the dotted path of your own function",
         )
     try:
         module = importlib.import_module(module_name)
@@ -163,9 +150,9 @@ def _find(name: str, place: str) -> Callable:
     if not callable(vars(module).get(attribute)):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise InputError(
-            f"`{module_name}` has no function `{attribute}`{_nearest(attribute, functions)}",
+            f"`{module_name}` has no function `{attribute}`{nearest(attribute, functions)}",
             place,
-            f"take one of {_listed(functions)}" if functions else f"look into {module.__file__}",
+            f"take one of {listed(functions)}" if functions else f"look into {module.__file__}",
         )
     return vars(module)[attribute]
 
@@ -181,8 +168,8 @@ def _check_parameters(function: Callable, name: str, given: dict[str, Any], plac
     takes = {key: p for key, p in signature.items() if p.kind is p.KEYWORD_ONLY and key not in FROM_TRL}
     for key, value in given.items():
         if key not in takes:
-            fix = f"it takes {_listed(takes)}" if takes else "it takes none"
-            raise InputError(f"the reward `{name}` has no parameter `{key}`{_nearest(key, takes)}", place, fix)
+            fix = f"it takes {listed(takes)}" if takes else "it takes none"
+            raise InputError(f"the reward `{name}` has no parameter `{key}`{nearest(key, takes)}", place, fix)
         kind = takes[key].annotation
         accepted = {int: int, float: (int, float), str: str, bool: bool}.get(kind, object)
         if not isinstance(value, accepted) or (kind in (int, float) and isinstance(value, bool)):
@@ -192,91 +179,6 @@ def _check_parameters(function: Callable, name: str, given: dict[str, Any], plac
     for key, parameter in takes.items():
         if parameter.default is parameter.empty and key not in given:
             raise InputError(f"the reward `{name}` needs `{key}`", place, f"add `{key}: ...`")
-
-
-def _listed(names) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
-def _nearest(name: str, known) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean `{close[0]}`?" if close else ""
-
-
-# --- Guarded at work -------------------------------------------------------------------------------------------------
-
-
-def guard(function: Callable, name: str, parameters: dict[str, Any] | None = None, max_faulty_share: float = 0.2) -> Callable:
-    """`function` with its parameters set and its rewards checked, under the name that the logs will show.
-
-    A reward that is no finite number becomes None, which TRL leaves out, and is counted in the `faulty` attribute and
-    the log; more than `max_faulty_share` of them in a batch, or a wrong number of rewards, is a RuntimeError. Without
-    the check one NaN is a missing reward to TRL and infinity reaches the weights. Its `columns` are those it needs of the data.
-    """
-    parameters = parameters or {}
-    signature = inspect.signature(function).parameters.items()
-    columns = [key for key, p in signature if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
-
-    def check(rewards: Any, batch: dict[str, Any]) -> list[float | None]:
-        checked, faulty = _check_rewards(rewards, name, batch["completions"], max_faulty_share)
-        guarded.faulty += faulty
-        if faulty and "log_metric" in batch:
-            batch["log_metric"](f"rewards/{name}/faulty", faulty)
-        return checked
-
-    if inspect.iscoroutinefunction(function):
-
-        async def guarded(**batch) -> list[float | None]:
-            _check_columns(columns, name, batch)
-            return check(await function(**batch, **parameters), batch)
-    else:
-
-        def guarded(**batch) -> list[float | None]:
-            _check_columns(columns, name, batch)
-            return check(function(**batch, **parameters), batch)
-
-    guarded.__name__ = guarded.__qualname__ = name
-    guarded.__doc__ = function.__doc__
-    guarded.faulty = 0
-    guarded.columns = columns
-    return guarded
-
-
-def _check_columns(columns: list[str], name: str, batch: dict[str, Any]) -> None:
-    for column in columns:
-        if column not in batch:
-            raise InputError(
-                f"the reward `{name}` needs a column `{column}`{_nearest(column, batch)}",
-                f"columns beside the prompt: {_listed(key for key in batch if key not in FROM_TRL) or 'none'}",
-                "give the dataset this column (`answer_column: ...` in the YAML file names the one with answers)",
-            )
-
-
-def _check_rewards(
-    rewards: Any, name: str, completions: list[Completion], max_faulty_share: float
-) -> tuple[list[float | None], int]:
-    """The rewards as finite numbers or None, and how many were neither."""
-    if rewards is None or isinstance(rewards, str | float | int) or len(rewards := list(rewards)) != len(completions):
-        found = f"{len(rewards)} rewards" if isinstance(rewards, list) else repr(rewards)
-        raise RuntimeError(f"the reward `{name}` returned {found} for {len(completions)} completions")
-    checked = [None if reward is None else _finite(reward) for reward in rewards]
-    faulty = [i for i, reward in enumerate(checked) if reward is None and rewards[i] is not None]
-    if len(faulty) > max_faulty_share * len(rewards):
-        raise RuntimeError(
-            f"the reward `{name}` returned no finite number for {len(faulty)} of {len(rewards)} completions, "
-            f"for example {rewards[faulty[0]]!r} for {text_of(completions[faulty[0]])[:200]!r}"
-        )
-    return checked, len(faulty)
-
-
-def _finite(reward: Any) -> float | None:
-    if isinstance(reward, str | bytes):  # "1.0" is a mistake, though float() takes it
-        return None
-    try:
-        number = float(reward)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 REWARDS: dict[str, Callable] = {

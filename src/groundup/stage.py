@@ -44,6 +44,8 @@ MAY_CHANGE = (
     "hub_token",
     "push_to_hub",
     "check_memory",
+    "max_faulty_share",  # a run that a limit has stopped goes on with another
+    "reward_timeout",
 )
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 REPLY_TOKENS = 64  # how long pipeline() lets a model of ours talk unless told otherwise
@@ -60,12 +62,16 @@ class Run:
     data: list[dict] = field(default_factory=list)
 
     def uses(self, *sources: list[dict] | None) -> None:
-        """Note where the rows came from (`Loaded.provenance`)."""
-        self.data += [entry for source in sources if source for entry in source]
-
-    @property
-    def name_of_data(self) -> str:
-        return ", ".join(entry["name"] for entry in self.data)
+        """Note where the rows came from (`Loaded.provenance`), and say what was dropped."""
+        entries = [entry for source in sources if source for entry in source]
+        self.data += entries
+        for entry in entries:
+            for reason, count in entry.get("dropped", {}).items():
+                if os.environ.get("RANK", "0") == "0":
+                    print(
+                        f"{self.record['rung']}: {count:,} of {entry['rows']:,} rows dropped ({reason}): {entry['name']}",
+                        flush=True,
+                    )
 
 
 def asked_world_size() -> int | None:

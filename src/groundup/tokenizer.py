@@ -1,14 +1,19 @@
 """Rung 0: byte-level BPE, finished at birth. No later rung adds a token, changes the template or sets pad = eos."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+from groundup import record
 from groundup.chat import CHAT_TEMPLATE, END_OF_TEXT, PAD, ROLES, SPECIAL_TOKENS, TURN_END
 from groundup.errors import InputError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SMALLEST = 256 + len(SPECIAL_TOKENS)  # every byte is a token, so no text is unknown
+
+QUIET = {"tokenizer_kwargs": {"verbose": False}}  # no warning of a length that is looked at here
 
 # GPT-2's pattern (Radford et al. 2019), with digits one by one: numbers of any length are then spelt the same way, which is
 # what lets a small model carry (Singh & Strouse 2024, arXiv:2402.14903).
@@ -114,22 +119,102 @@ def check_tokenizer_path(path: str) -> None:
         raise InputError(f"no tokenizer in `{path}`", "tokenizer_path", "run recipes/tokenizer.py first, or check the path")
 
 
-def check_prompts(prompts: Iterable[list[dict]], tokenizer: PreTrainedTokenizerBase, room: int, longest: int, where: str) -> None:
-    """Refuse prompts that leave no room for a completion within the model's context.
+def check_judges(policy: str, tokenizer: PreTrainedTokenizerBase, rewards: Iterable[Any], critic: str | None = None) -> None:
+    """Refuse reward models and a critic that would read what they were not made for, and give numbers all the same.
+
+    A reward model is given text, in its own template and spelt by its own tokenizer (`trl.GRPOTrainer`): they may differ from the
+    policy's, but not from those that it was trained with. A critic is given the policy's token ids: it must have its vocabulary.
+
+    Args:
+        policy: directory or Hub id of the model whose `tokenizer` it is.
+        rewards: those that are text are models' directories or Hub ids.
+
+    Raises:
+        InputError: names both models.
+    """
+    for path in [reward for reward in rewards if isinstance(reward, str)]:
+        _check_reward_model(path, policy)
+    if critic not in (None, policy) and _tokenizer_of(critic).get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            f"the critic `{critic}` has another vocabulary than the policy `{policy}`, whose token ids it reads",
+            "critic_model_name_or_path" if critic not in rewards else "the critic starts from the first reward model",
+            "name a model with the policy's tokenizer as `critic_model_name_or_path`, or write `shared_critic: true`",
+        )
+
+
+def _tokenizer_of(path: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer in `{path}`: {str(error)[:200]}", "rewards", "check the path") from None
+
+
+def _check_reward_model(path: str, policy: str) -> None:
+    tokenizer, where = _tokenizer_of(path), f"the reward model `{path}`"
+    trained, found = (record.read(path) or {}).get("tokenizer_sha256"), record.hash_tokenizer(path)
+    if trained and trained != found:
+        whose = (
+            f"that of the policy `{policy}`"
+            if found == record.hash_tokenizer(policy)
+            else f"not that of the policy `{policy}` either"
+        )
+        what = f"the tokenizer or template beside {where} is not the one that it was trained with; it is {whose}"
+        raise InputError(what, fix="put back its own tokenizer.json and chat_template.jinja: TRL scores with those that lie there")
+    if not tokenizer.chat_template:
+        raise InputError(f"{where} has no chat template", fix="add the chat_template.jinja that it was trained with")
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    marks = dict.fromkeys(re.findall(r"<\|[^<|>\s]+\|>", tokenizer.apply_chat_template(chat, tokenize=False)))
+    if foreign := [mark for mark in marks if mark not in tokenizer.get_vocab()]:
+        what = f"the template of {where} writes {', '.join(foreign)}, which its tokenizer does not know as tokens"
+        raise InputError(what, fix=f"add the chat_template.jinja that it was trained with; is this one that of `{policy}`?")
+    if not (Path(path) / "adapter_config.json").is_file():
+        size, needed = AutoConfig.from_pretrained(path).get_text_config().vocab_size, max(tokenizer.get_vocab().values()) + 1
+        if needed > size:
+            fix = f"put back its own tokenizer; is this one that of `{policy}`?"
+            raise InputError(f"{where} has {size} tokens and the tokenizer beside it {needed}", fix=fix)
+
+
+def unfit_prompt(tokenizer: PreTrainedTokenizerBase, room: int, longest: int) -> Callable[[dict], str | None]:
+    """Why a row's `prompt` leaves no room for a completion within the model's context, if so.
 
     Args:
         room: tokens a completion may take.
         longest: tokens the model can attend to.
 
     Raises:
-        InputError: the longest prompt, its length and what to change.
+        InputError: a completion takes all of them.
     """
-    lengths = [len(tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"]) for p in prompts]
-    worst = max(range(len(lengths)), key=lengths.__getitem__)
-    over = sum(length + room > longest for length in lengths)
-    if over:
-        raise InputError(
-            f"{over} of {len(lengths)} prompts and `max_completion_length: {room}` exceed the model's {longest} tokens",
-            f"{where}: prompt {worst} has {lengths[worst]} tokens",
-            "lower `max_completion_length`, or drop the long prompts",
-        )
+    if room >= longest:
+        raise InputError(f"`max_completion_length: {room}` leaves no prompt room in the model's {longest} tokens", fix="lower it")
+
+    def unfit(row: dict) -> str | None:
+        length = len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **QUIET)["input_ids"])
+        return f"prompt over the {longest - room} tokens that `max_completion_length` leaves" if length + room > longest else None
+
+    return unfit
+
+
+def unfit_pair(
+    tokenizer: PreTrainedTokenizerBase, max_length: int | None, longest: int, cut: bool = False
+) -> Callable[[dict], str | None]:
+    """Why a trainer can learn nothing from a row of `prompt`, `chosen` and `rejected`, or the model cannot attend to it, if so.
+
+    Args:
+        max_length: tokens of a conversation; None for any number.
+        longest: tokens the model can attend to.
+        cut: whether the trainer cuts replies at `max_length` (DPO) or leaves such rows out in silence (reward model).
+    """
+    limit = min(max_length or longest, longest)
+    name = "`max_length`" if limit == max_length else "the model's context"
+
+    def unfit(row: dict) -> str | None:
+        sides = [tokenizer.apply_chat_template(row["prompt"] + row[side], **QUIET)["input_ids"] for side in ("chosen", "rejected")]
+        if max(map(len, sides)) <= limit:
+            return None
+        if not cut or limit != max_length:
+            return f"over the {limit} tokens of {name}"
+        if len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **QUIET)["input_ids"]) >= limit:
+            return f"prompt fills the {limit} tokens of {name}"
+        return f"chosen equals rejected in the {limit} tokens of {name}" if sides[0][:limit] == sides[1][:limit] else None
+
+    return unfit

@@ -81,15 +81,15 @@ class Verifier:
 
     def _ask(self, given: str, gold: str) -> bool | None:
         """The child's verdict, or None where it gave none."""
-        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
-            self._start()
-        self.asked += 1
         try:
+            if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
+                self._start()
+            self.asked += 1
             self._process.stdin.write(json.dumps([given, gold]).encode() + b"\n")  # ASCII: escapes NUL and surrogates
             reply = _read(self._process, self.deadline)
         except BrokenPipeError:
             reply = b""
-        except BaseException:  # Ctrl-C: a late reply must not be read as the next pair's
+        except BaseException:  # Ctrl-C, a caller's alarm: a late reply must not be read as the next pair's
             self.close()
             raise
         if reply:

@@ -238,7 +238,7 @@ def _describe_tuning(load: Workload, of: dict[type, Any], rows: int | None) -> N
             load.assumed.append("prompts of 256 tokens: the data is not here to be counted")
         load.completion = args.max_completion_length
         load.length = load.prompt + load.completion
-        load.longest = max(lengths, default=load.prompt) + load.completion
+        load.longest = min(max(lengths, default=load.prompt) + load.completion, load.model.max_position_embeddings)
         load.assumed.append(f"the longest completion of a batch takes all {load.completion} tokens (`max_completion_length`)")
         load.rollout = args.per_device_train_batch_size * args.steps_per_generation
         _other_models(load, of)

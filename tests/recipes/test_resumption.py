@@ -129,6 +129,13 @@ def test_changed_rewards_are_refused(rungs, tmp_path):
         run_recipe("grpo", directory, **{**rungs.settings("grpo"), "rewards": [{"name": "length", "max_words": 2}]})
 
 
+def test_limits_on_faulty_rewards_may_change(rungs, tmp_path):
+    """What stopped the run said to write others."""
+    directory = interrupt(rungs["grpo"], tmp_path / "grpo", 3)
+    resumed = run_recipe("grpo", directory, **{**rungs.settings("grpo"), "max_faulty_share": 0.5, "reward_timeout": 5.0})
+    assert same(resumed.weights(), rungs["grpo"].weights())
+
+
 def test_where_a_run_is_watched_may_change(rungs, tmp_path):
     directory = interrupt(rungs["sft"], tmp_path / "sft", 2)
     resumed = run_recipe("sft", directory, **{**rungs.settings("sft"), "run_name": "another"})
