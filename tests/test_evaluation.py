@@ -22,6 +22,7 @@ from groundup.evaluation import (
     pair_accuracy,
     read_rows,
 )
+from transformers import GenerationConfig
 
 
 class Bigram(torch.nn.Module):
@@ -51,9 +52,12 @@ class Says(torch.nn.Module):
         super().__init__()
         self.replies, self.tokenizer, self.device = replies, tokenizer, torch.device("cpu")
         self.config = SimpleNamespace(max_position_embeddings=longest)
+        self.generation_config = GenerationConfig(stop_strings=["?"])  # a mode of its own: it is left to itself
         self.asked = []
 
-    def generate(self, input_ids, attention_mask, max_new_tokens, pad_token_id, **how):
+    def generate(self, input_ids, attention_mask, generation_config):
+        how = generation_config.to_diff_dict()
+        max_new_tokens, pad_token_id = how.pop("max_new_tokens"), how.pop("pad_token_id")
         self.asked.append({"rows": input_ids.size(0), "max_new_tokens": max_new_tokens, **how})
         out = torch.full((input_ids.size(0), max_new_tokens), pad_token_id)
         for row, ids in enumerate(input_ids):
@@ -126,7 +130,7 @@ def test_reply_ends_with_its_turn_and_nothing_after_counts(tokenizer):
     found = Model(model, tokenizer, batch_size=3).replies(["a", "b", "c", "d"], max_new_tokens=len(ids(" Dorn and on")))
     assert found == [("Dorn.", True), ("Dorn and on", False), ("Dorn", False), ("", True)]
     assert [asked["rows"] for asked in model.asked] == [3, 1]
-    assert all(asked["do_sample"] is False for asked in model.asked)
+    assert all(not asked.get("do_sample") for asked in model.asked)
     assert all(set(asked["eos_token_id"]) == {end, text_end} for asked in model.asked)
 
 
@@ -274,7 +278,9 @@ def test_evaluate_causal_counts_right(tokenizer):
         ("problem", "2 + 3?", "2 + 3 = 5. Answer: 5"),
         ("harder problem", "1 + 1 + 1 + 1?", "Answer: 4"),
     ]
-    assert sum(asked["do_sample"] for asked in model.asked) == 6  # six and nine tries in batches of four, and the win rate
+    assert (
+        sum(asked.get("do_sample", False) for asked in model.asked) == 6
+    )  # six and nine tries in batches of four, and the win rate
     low, high = stats.wilson(1, 2)
     assert (found["metrics"]["follows"]["low"], found["metrics"]["follows"]["high"]) == pytest.approx((low, high))
 

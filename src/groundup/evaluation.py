@@ -12,6 +12,7 @@ import torch
 from groundup import answers, rewards, stats
 from groundup.chat import TURN_END
 from groundup.errors import InputError
+from groundup.generation import generate
 from groundup.model import check_model_path
 from groundup.tokenizer import end_of_text_id
 from transformers import (
@@ -19,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -108,14 +110,13 @@ class Model:
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
         for batch in in_batches(order, self.batch_size):
             ids, mask = pad_rows([encoded[i] for i in batch], self.tokenizer.pad_token_id, left=True, device=self.model.device)
-            produced = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
+            config = GenerationConfig(
                 max_new_tokens=min(max_new_tokens, max(1, self.longest - ids.size(1))),
                 eos_token_id=stops,
                 pad_token_id=self.tokenizer.pad_token_id,
                 **how,
-            )[:, ids.size(1) :].tolist()
+            )
+            produced = generate(self.model, ids, mask, config)[:, ids.size(1) :].tolist()
             for i, tokens in zip(batch, produced, strict=True):
                 length = next((n for n, token in enumerate(tokens) if token in stops), len(tokens))
                 ended = length < len(tokens) and tokens[length] in (turn_end, self.tokenizer.eos_token_id)

@@ -1,7 +1,7 @@
 """transformers' own `generate`, for many completions at once: what is finished, or known already, is not computed again.
 
 Three things cost a rollout more than its arithmetic (benchmarks/RESULTS.md has the figures). The cache of keys and values is copied
-whole at each token; here it grows by doubling. Rows that have ended are carried along until the longest has; here they leave
+whole at each token; here it has room for all of them. Rows that have ended are carried along until the longest has; here they leave
 every few tokens. A prompt is read once for each of its completions; here once for all of them.
 """
 
@@ -15,7 +15,6 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 STAGE = 8  # tokens after which rows that have ended leave
-ROOM = 32  # tokens that a cache has room for at first
 # What means the same in stages and for rows of which others have left. With anything else set, `generate` is left to itself.
 UNDERSTOOD = {
     *("max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"),
@@ -24,41 +23,46 @@ UNDERSTOOD = {
 }
 
 
-class GrowingLayer(DynamicLayer):
-    """A layer of a `DynamicCache` that has room for tokens to come, so that a token is written and the rest stays where it is."""
+class RoomyLayer(DynamicLayer):
+    """A layer of a `DynamicCache` with room for all tokens to come, so that a token is written and the rest stays where it is.
 
-    def lazy_initialization(self, key_states, value_states):
-        super().lazy_initialization(key_states, value_states)
-        self.storage: list[torch.Tensor] = []
+    Args:
+        room: tokens, the prompt's among them.
+    """
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room, self.storage = room, []
+
+    def _store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.storage = [x.new_empty(*x.shape[:2], self.room, x.shape[-1]) for x in (keys, values)]
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """As DynamicLayer's: new keys and values (B, heads, T, D) -> all of them, views of what is stored."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        before, added = self.get_seq_length(), key_states.shape[-2]
-        if not self.storage or before + added > self.storage[0].shape[-2]:
-            room = max(2 * before, before + added + ROOM)
-            fresh = [new.new_empty(*new.shape[:2], room, new.shape[-1]) for new in (key_states, value_states)]
-            for tensor, old in zip(fresh, (self.keys, self.values) if before else (), strict=False):
-                tensor[:, :, :before] = old
-            self.storage = fresh
+            self._store(key_states, value_states)
+        before = self.get_seq_length()
+        after = before + key_states.shape[-2]
         for tensor, new in zip(self.storage, (key_states, value_states), strict=True):
-            tensor[:, :, before : before + added] = new
-        self.keys, self.values = (tensor[:, :, : before + added] for tensor in self.storage)
+            tensor[:, :, before:after] = new
+        self.keys, self.values = (tensor[:, :, :after] for tensor in self.storage)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        length = self.get_seq_length()
-        self.storage = [tensor[indices] for tensor in self.storage]
+        kept, length = [x[indices] for x in (self.keys, self.values)], self.get_seq_length()
+        self._store(*kept)
+        for tensor, old in zip(self.storage, kept, strict=True):
+            tensor[:, :, :length] = old
         self.keys, self.values = (tensor[:, :, :length] for tensor in self.storage)
 
 
-def growing_cache(model: PreTrainedModel) -> DynamicCache | None:
-    """A cache for the model's layers that is not copied at each token; None if not all of them attend to keys and values."""
+def roomy_cache(model: PreTrainedModel, room: int) -> DynamicCache | None:
+    """A cache for `room` tokens that is not copied at each; None if not all of the model's layers attend to keys and values."""
     cache = DynamicCache(config=model.config)
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
         return None
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -74,7 +78,8 @@ def generate(
     """
     config, own, plain = generation_config, model.generation_config, type(model).generate
     asked = {name for one in (config, own) for name, value in one.to_diff_dict().items() if value is not None}
-    cache = None if others or not config.max_new_tokens or asked - UNDERSTOOD else growing_cache(model)
+    usual = config.max_new_tokens and not others and not asked - UNDERSTOOD
+    cache = roomy_cache(model, input_ids.size(1) + config.max_new_tokens) if usual else None
     if cache is None or False in (config.use_cache, own.use_cache):
         return plain(model, input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **others)
     stops = own.eos_token_id if config.eos_token_id is None else config.eos_token_id

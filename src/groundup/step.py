@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from groundup.generation import generate
 from groundup.head import summed_loss
 from groundup.memory import LiveBytes, peak_of_step
 from groundup.model import flops_per_token
@@ -16,7 +17,7 @@ from groundup.optim import MuonAdamW
 from groundup.workload import Workload
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as TILE
 from trl.trainer.utils import add_fused_lm_head
 
@@ -207,7 +208,7 @@ class Step:
                 held = sum(t.untyped_storage().nbytes() for layer in cache.layers for t in (layer.keys, layer.values))
         found = {"weights": live.now["weights"], "optimizer": live.now["optimizer"]}
         full = held * load.length // load.prompt
-        full += full // load.model.num_hidden_layers  # a layer's are copied when a token is added
+        full += full // load.model.num_hidden_layers  # a layer's are copied when rows leave
         if full > live.peak.total() - before:
             return {**found, "cache": full, "logits": 3 * 4 * load.rollout * load.model.vocab_size}
         return {**found, "cache": held, "activations": live.peak.total() - before - held}
@@ -300,13 +301,15 @@ def _time_generation(step: Step, rows: int) -> tuple[float, float]:
     times: dict[int, list[float]] = {2: [], 2 + TIMED: []}
     policy = step.policy()
     policy.gradient_checkpointing_disable()
-    ids = torch.full((rows, load.prompt), 5, dtype=torch.long)
-    fixed = {"attention_mask": torch.ones_like(ids), "do_sample": True, "pad_token_id": 5, "use_cache": True}
+    policy.generation_config = GenerationConfig()  # no row ends before the others
+    prompts = torch.arange(rows) // load.args.num_generations % load.model.vocab_size  # each read once
+    ids = prompts.unsqueeze(1).expand(rows, load.prompt).contiguous()
     with torch.no_grad(), torch.autocast("cpu", step.autocast, enabled=step.autocast is not None):
         for _ in range(REPEATS):
             for tokens, seconds in times.items():
                 start = time.perf_counter()
-                policy.generate(ids, min_new_tokens=tokens, max_new_tokens=tokens, **fixed)
+                config = GenerationConfig(max_new_tokens=tokens, do_sample=True, pad_token_id=0)
+                generate(policy, ids, torch.ones_like(ids), config)
                 seconds.append(time.perf_counter() - start)
     short, long = (min(seconds) for seconds in times.values())
     token = max(0.0, long - short) / TIMED
