@@ -57,8 +57,8 @@ def show_count(count: float | None) -> str:
     return f"{count:g}"
 
 
-def draw(title: str, series: dict[str, Points]) -> Markup:
-    """A line chart as SVG, coloured by the page's style sheet: raw points faint, a centred running mean on top."""
+def draw(title: str, series: dict[str, Points], across: str = "step") -> Markup:
+    """A line chart over `across` as SVG, coloured by the page's style sheet: raw points faint, a centred running mean on top."""
     everything = [point for points in series.values() for point in points]
     x_ticks = _ticks(min(x for x, _ in everything), max(x for x, _ in everything))
     y_ticks = _ticks(min(y for _, y in everything), max(y for _, y in everything))
@@ -77,7 +77,7 @@ def draw(title: str, series: dict[str, Points]) -> Markup:
         parts.append(f'<text x="{LEFT - 6}" y="{y_at(y) + 4}" text-anchor="end">{_tick_label(y)}</text>')
     for x in (x for x in x_ticks if x >= x_low):
         parts.append(f'<text x="{x_at(x)}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_tick_label(x)}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">step</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{across}</text>')
     for index, points in enumerate(series.values()):
         dots = "".join(f"M{x_at(x)} {y_at(y)}h0" for x, y in _thin(points))
         line = " ".join(f"{x_at(x)},{y_at(y)}" for x, y in _thin(_smooth(points)))
