@@ -3,12 +3,13 @@
 python benchmarks/overoptimisation.py --ladders out/seeds/0 out/seeds/1 out/seeds/2 --figure benchmarks/overoptimisation.svg
 
 Each ladder is a folder in which recipes/ladder.sh nano has climbed (out/nano with its world and `sft`). Reward models are trained
-on all preferences and on a few, as over-optimisation begins the earlier the less a reward model has seen (Gao, Schulman & Hilton 2022,
-arXiv:2210.10760). The taste is toyland's own function; PPO logs it at weight 0. What is finished is not run again.
+on all preferences and on a few, as over-optimisation begins the earlier the less a reward model has seen (Gao, Schulman & Hilton
+2022, arXiv:2210.10760). The taste is toyland's own function; PPO logs it at weight 0. What is finished is not run again.
 """
 
 import json
 import math
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -29,6 +30,16 @@ STEPS, EVERY = 150, 3
 
 def nano(name: str, **changed: Any) -> dict[str, Any]:
     return yaml.safe_load((ROOT / "recipes" / "nano" / f"{name}.yaml").read_text()) | changed
+
+
+def a_small_ladder(folder: Path) -> Path:
+    """A folder with a small world and a random model in place of what was trained."""
+    made = folder / "ladder" / "out" / "nano"
+    made.mkdir(parents=True)
+    made_up(made)
+    shutil.copytree(made / "model", made / "ppo")
+    (made / "model").rename(made / "sft")
+    return folder / "ladder"
 
 
 def climb(ladder: Path, work: Path, pairs: int, steps: int, seed: int) -> list[dict[str, float]]:
@@ -88,10 +99,7 @@ def main() -> None:
     about, steps = header(), STEPS
     if args.quick:
         args.work = Path(tempfile.mkdtemp())
-        args.ladders, args.pairs, steps = [args.work / "ladder"], [64], 2 * EVERY
-        (args.work / "ladder" / "out" / "nano").mkdir(parents=True)
-        made_up(args.work / "ladder" / "out" / "nano")
-        (args.work / "ladder" / "out" / "nano" / "model").rename(args.work / "ladder" / "out" / "nano" / "sft")
+        args.ladders, args.pairs, steps = [a_small_ladder(args.work)], [64], 2 * EVERY
     runs: dict[int, list[list[dict[str, float]]]] = {pairs: [] for pairs in args.pairs}
     rows = []
     for pairs in args.pairs:
