@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "groundup"
 FLOORS = (
-    "errors chat answers objectives stats phrases scoreboard record configs packing order jobs",  # facts and formulas
+    "errors words chat answers objectives stats phrases scoreboard record configs packing order jobs",  # facts and formulas
     "tokenizer model head toyland sources data verifier rewards metrics shards checkpoint cleaning minhash contamination"
     " hardware memory",  # things
     "optim callbacks pretraining sft curriculum grpo gate ppo evaluation corpus selection",  # loops
@@ -34,7 +34,6 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("stage", "plan"),
     ("plan", "step"),
     ("plan_table", "plan"),
-    ("plan_table", "report"),
     ("plan", "workload"),
     ("step", "workload"),
 }

@@ -17,6 +17,7 @@ from groundup.memory import largest_layer
 from groundup.model import whole_weights
 from groundup.pretraining import BATCH
 from groundup.step import Step, key_value_bytes, measure, measure_generation, step_flops
+from groundup.words import show_bytes
 from groundup.workload import BYTES_A_TOKEN, TYPES, Workload, describe, eval_share
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -361,10 +362,6 @@ def _smaller(found: dict[str, Any]) -> str:
 
 
 # Words ---------------------------------------------------------------------------------------------------------------
-
-
-def show_bytes(size: float) -> str:
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
 def show_parts(parts: dict[str, int]) -> str:

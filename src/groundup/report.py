@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from groundup import record, scoreboard
-from groundup.curves import draw, is_number, read_curves, show_count
+from groundup.curves import draw, read_curves
 from groundup.errors import InputError
+from groundup.words import is_number, markdown, markdown_cell, show_bytes, show_count, show_processors, show_seconds
 from jinja2 import Environment, FileSystemLoader
 
 RUNGS = {
@@ -200,7 +201,7 @@ def _predictions(rungs: list[dict]) -> list[list[str]]:
     for rung in rungs:
         plan = rung["plan"] or {}
         figures = (
-            ("peak memory", (plan.get("memory") or {}).get("tracked"), rung["peak_memory_bytes"], _show_bytes),
+            ("peak memory", (plan.get("memory") or {}).get("tracked"), rung["peak_memory_bytes"], show_bytes),
             ("time", plan.get("seconds"), rung["seconds"], show_seconds),
             ("tokens", plan.get("tokens"), rung["tokens"], show_count),
         )
@@ -255,26 +256,10 @@ def _environments(rungs: list[dict]) -> list[dict[str, str]]:
 # Words ---------------------------------------------------------------------------------------------------------------
 
 
-def show_seconds(seconds: float | None) -> str:
-    if not is_number(seconds):
-        return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _show_bytes(size: float) -> str:
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
-
-
 def show_hardware(hardware: dict) -> str:
-    gpus = hardware.get("gpus") or []
-    parts = [f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)]
-    if hardware.get("cpu"):
-        parts.append(f"{hardware['cpu']}, {hardware.get('cores')} cores")
-    if hardware.get("memory_gb"):
-        parts.append(f"{hardware['memory_gb']:g} GB")
-    return ", ".join([*parts, *([hardware["machine"]] if hardware.get("machine") else [])])
+    memory = [f"{hardware['memory_gb']:g} GB"] if hardware.get("memory_gb") else []
+    machine = [hardware["machine"]] if hardware.get("machine") else []
+    return ", ".join(show_processors(hardware) + memory + machine)
 
 
 def _story(report: dict) -> str:
@@ -342,7 +327,7 @@ def _render(template: str, **words: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"seconds": show_seconds, "count": show_count, "yaml": record.as_yaml}
-    environment.filters |= {"provenance": _provenance, "cell": _cell}
+    environment.filters |= {"provenance": _provenance, "cell": markdown_cell}
     # Control characters are shown as pictures: they are the model's words too, and must not act.
     pictures = {code: chr(0x2400 + code) for code in range(32) if chr(code) != "\n"} | {0x7F: "\u2421"}
     return environment.get_template(template).render(words).translate(pictures)
@@ -357,7 +342,7 @@ def _headlines(table: list[dict]) -> list[dict[str, Any]]:
 def markdown_table(report: dict) -> str:
     """Rungs by metrics as a Markdown table, the best of a column in bold."""
     heads, *rows = results(report)
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in (heads, ["---"] * len(heads), *rows))
+    return markdown(heads, rows)
 
 
 def results(report: dict) -> list[list[str]]:
@@ -374,9 +359,3 @@ def results(report: dict) -> list[list[str]]:
             texts = ["not evaluated", *texts[1:]]
         lines.append([rung["name"], *texts])
     return lines
-
-
-def _cell(value: Any) -> str:
-    """Text that can neither end a Markdown table's cell nor open an HTML element."""
-    text = "" if value is None else re.sub(r"\s+", " ", str(value))
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
