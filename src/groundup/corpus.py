@@ -21,8 +21,8 @@ from groundup.configs import DataArguments, PrepareArguments
 from groundup.contamination import EvaluationSets
 from groundup.data import stream_documents
 from groundup.errors import InputError
-from groundup.jobs import in_chunks, write_aside
-from groundup.record import write_json
+from groundup.jobs import in_chunks
+from groundup.record import write_aside, write_json
 from groundup.sources import HUB_ERRORS, find_files, hub_error, list_sources, open_hub, read_files
 from xxhash import xxh3_64_intdigest
 

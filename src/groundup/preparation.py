@@ -27,7 +27,7 @@ from groundup.configs import DataArguments, PrepareArguments
 from groundup.contamination import GRAM, SHORTEST, EvaluationSets
 from groundup.corpus import Document, Source, changed, list_corpus, read_documents, read_notes, scan
 from groundup.errors import InputError
-from groundup.jobs import ahead, claim, full_disk, in_chunks, share, write_aside
+from groundup.jobs import ahead, claim, full_disk, in_chunks, share
 from groundup.selection import DROPPED, HELD_OUT, choose, funnel
 from groundup.shards import MANIFEST, ShardWriter, shard_name, token_dtype, tokenizer_hash, write_manifest
 from groundup.sources import describe_files
@@ -185,7 +185,7 @@ class Preparation:
         writer = ShardWriter(self.directory, "train", self.tokenizer, **self.packing, shard=part, shards=self.args.shards)
         path = self.passes / f"held_out-{part:05d}.bin"  # held-out documents are few, and wait here for those of the other parts
         lengths: list[tuple[int, int]] = []
-        with writer, write_aside(path) as aside:
+        with writer, record.write_aside(path) as aside:
             for documents, encodings in self._encoded(self._chosen(part)):
                 for (document, choice), encoding in zip(documents, encodings, strict=True):
                     ids = np.frombuffer(array("I", encoding.ids), np.uint32)
@@ -194,7 +194,7 @@ class Preparation:
                         lengths.append((len(ids), document.size))
                     else:
                         writer.add(ids, document.size)
-        with write_aside(path.with_suffix(".npy")) as file:
+        with record.write_aside(path.with_suffix(".npy")) as file:
             np.save(file, np.array(lengths, dtype="<u8").reshape(-1, 2))
         counts, seconds = writer.counts, time.perf_counter() - began
         print(
@@ -215,7 +215,7 @@ class Preparation:
         """Batches of documents with their encodings; reading and encoding each in a thread, ahead of whoever asks."""
         encode = self.tokenizer.backend_tokenizer.encode_batch_fast
         batches = ahead(in_chunks(documents, BATCH, size_of=lambda item: item[0].size))
-        return ahead(((batch, encode([d.text for d, _ in batch], add_special_tokens=False)) for batch in batches), depth=1)
+        return ahead(((batch, encode([d.text for d, _ in batch], add_special_tokens=False)) for batch in batches), depth=2)
 
     def finish(self) -> dict[str, Any] | None:
         """When all shards are there: the held-out shard, the manifest, and an end to the passes' files. Else None."""

@@ -1,5 +1,6 @@
 """What a rung leaves on record: `run.json` and `eval.json` in its stage directory, and what the numbers there mean."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -10,11 +11,11 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 from groundup.errors import InputError
@@ -57,19 +58,24 @@ def plain(value: Any) -> Any:
     return re.sub(r"\bhf_[A-Za-z0-9]{30,}", "<HUB_TOKEN>", text)
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a file so that a reader, or a kill in the middle, finds the old text or the new, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def write_aside(path: Path) -> Iterator[BinaryIO]:
+    """A file that a reader, or a kill in the middle, finds as it was before or whole."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(unfinished, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(unfinished, path)
     finally:
-        temporary.unlink(missing_ok=True)
-    return path
+        unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    with write_aside(Path(path)) as file:
+        file.write(text.encode())
+    return Path(path)
 
 
 def write_json(path: str | Path, value: Any) -> Path:
