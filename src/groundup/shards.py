@@ -35,7 +35,7 @@ MANIFEST = "manifest.json"
 PASSES = "passes"  # what recipes/prepare.py keeps in the directory until it is finished
 PACKINGS = ("wrapped", "best_fit")
 SPLIT_NAMES = re.compile(r"(\w+)-(\d{5})-of-(\d{5})\.json")
-BLOCK = 2**22  # tokens written at once
+BUFFER = 2**23  # bytes written at once
 SUMMED = ("documents", "bytes", "tokens_in", "tokens", "rows", "padding", "split_documents")
 AGREEING = ("dtype", "packing", "length", "tokenizer_sha256", "pad_token_id")
 IGNORE = -100  # label of a token that is not predicted
@@ -111,16 +111,13 @@ class ShardWriter:
             "rows": None,
             "dropped": {},
         }
-        self._blocks: list[np.ndarray] = []  # what waits to be written
-        self._unwritten = 0  # tokens in them
-        self._starts: list[int] = []  # of segments, not yet written
         self._digest = hashlib.sha256()
 
     def __enter__(self) -> "ShardWriter":
         self.directory.mkdir(parents=True, exist_ok=True)
         suffixes = (".bin", ".segments") if self._packer else (".bin",)
         self._paths = [self.directory / f"{self.name}{suffix}" for suffix in suffixes]
-        self._files = [open(unfinished(path), "ab") for path in self._paths]  # noqa: SIM115
+        self._files = [open(unfinished(path), "ab", BUFFER) for path in self._paths]  # noqa: SIM115
         try:
             fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -174,24 +171,13 @@ class ShardWriter:
         if room:
             pieces = [*pieces, np.full(room, self.counts["pad_token_id"], on_disk(self.dtype))]
         for piece in pieces:
-            self._starts.append(self.counts["tokens"])
+            self._files[1].write(self.counts["tokens"].to_bytes(8, "little"))
             self._write(piece)
 
     def _write(self, tokens: np.ndarray) -> None:
-        self._blocks.append(tokens)
-        self._unwritten += len(tokens)
+        self._digest.update(tokens)
+        self._files[0].write(tokens)
         self.counts["tokens"] += len(tokens)
-        if self._unwritten >= BLOCK:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._blocks:
-            block = np.concatenate(self._blocks)
-            self._digest.update(block)
-            self._files[0].write(block)
-        if self._starts:
-            self._files[1].write(np.array(self._starts, "<u8"))
-        self._blocks, self._unwritten, self._starts = [], 0, []
 
     def _finish(self) -> None:
         counts, packer = self.counts, self._packer
@@ -199,7 +185,6 @@ class ShardWriter:
             for row in packer.finish():
                 self._write_row(row)
             counts.update(rows=packer.rows, padding=packer.padding, split_documents=packer.split)
-        self._flush()
         dropped = sum(entry["tokens"] for entry in counts["dropped"].values())
         assert counts["tokens_in"] == counts["tokens"] - counts["padding"] + dropped, counts
         counts["sha256"] = self._digest.hexdigest()
