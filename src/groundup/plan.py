@@ -173,7 +173,7 @@ def _rollout_seconds(step, device: Device, measured: bool, pass_seconds: float, 
 
 def _evaluations(load: Workload) -> int:
     """How often the held-out rows are read."""
-    strategy = str(getattr(load.args.eval_strategy, "value", load.args.eval_strategy))
+    strategy = load.args.eval_strategy
     if strategy == "steps":
         every = load.args.eval_steps or load.args.logging_steps
         return int(load.steps // every if every >= 1 else 1 / every)
@@ -192,7 +192,7 @@ def _memory(step: Step, device: Device, scheme: str | None, trained: int, everyt
         load.unknown.append(f"memory: {load.model.model_type} does not run on tensors without data ({type(error).__name__})")
         return None
     if step.optimizer_state() is None:
-        load.unknown.append(f"memory of the optimizer `{step.optimizer_name}`")
+        load.unknown.append(f"memory of the optimizer `{load.args.optim.value}`")
     if load.args.torch_compile:
         load.assumed.append("memory: torch.compile keeps 0.61 of the activations in mixed precision, 0.73 in float32")
     if cuda:
@@ -236,8 +236,7 @@ def _sharded(step: Step, fixed: dict[str, int], trained: int, everything: int) -
     half = Step(load, True, dtype=torch.bfloat16)
     parts = half.memory(state=False)
     computed = {"activations": parts["activations"], "logits": parts["logits"]}
-    with torch.device("meta"):
-        layer, rest = largest_layer(step.policy())
+    layer, rest = largest_layer(step.outline[0])
     state = step.optimizer_state() or 0
     gathered = 2 * (rest + 2 * layer) + 2 * (rest + layer)  # weights with the next layer's, and gradients before they are spread
     buckets = 2 * 2 * min(BUCKET, trained)
@@ -268,10 +267,8 @@ def _resident() -> int:
 def _disk(step: Step, parameters: int, trained: int) -> dict[str, int]:
     """Bytes that the rung will write: tokens, checkpoints (one more than are kept, while it rotates), and the result."""
     load, args = step.load, step.args
-    kept, strategy = args.save_total_limit or 1, str(getattr(args.save_strategy, "value", args.save_strategy))
-    if strategy == "no":
-        kept = 0
-    elif load.steps and strategy == "steps":
+    kept = 0 if args.save_strategy == "no" else args.save_total_limit or 1
+    if load.steps and args.save_strategy == "steps":
         saves = max(1, int(load.steps // args.save_steps if args.save_steps >= 1 else 1 / args.save_steps))
         kept = min(saves, args.save_total_limit + 1) if args.save_total_limit else saves
     checkpoint = 4 * trained + (step.optimizer_state() or 0)
