@@ -18,6 +18,7 @@ import numpy as np
 import regex
 from groundup.configs import DataArguments
 from groundup.errors import InputError
+from groundup.jobs import in_chunks
 from groundup.sources import open_source, parse, show
 
 GRAM = 13  # words
@@ -102,7 +103,8 @@ class EvaluationSets:
         for number, entry in enumerate(entries, 1):
             start, found = sum(self.items), set()
             rows = 0
-            for chunk in _chunks(_texts(entry, f"entry {number} of `decontaminate_against`")):
+            found_texts = _texts(entry, f"entry {number} of `decontaminate_against`")
+            for chunk in in_chunks(found_texts, CHUNK, size_of=lambda item: len(item[1])):
                 texts, items = [text for _, text in chunk], np.array([start + item for item, _ in chunk])
                 rows = int(items[-1]) - start + 1
                 words = Words(texts)
@@ -198,15 +200,3 @@ def _texts(entry: Any, where: str) -> Iterator[tuple[int, str]]:
         for column in columns:
             values = row[column] if isinstance(row[column], list) else [row[column]]
             yield from ((number, str(value)) for value in values if value is not None)
-
-
-def _chunks(texts: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    chunk, size = [], 0
-    for item in texts:
-        chunk.append(item)
-        size += len(item[1])
-        if size >= CHUNK:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
