@@ -5,6 +5,8 @@ import random
 from collections.abc import Sequence
 from statistics import NormalDist
 
+import numpy as np
+
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval (1927) for a share: honest for few items and at 0 or n of n; (0, 1) for none."""
@@ -47,15 +49,8 @@ def bootstrap(
     for _ in range(resamples):
         drawn = generator.choices(units, k=len(totals))
         means.append(sum(map(totals.__getitem__, drawn)) / sum(map(masses.__getitem__, drawn)))
-    means.sort()
-    return _quantile(means, (1 - level) / 2), _quantile(means, (1 + level) / 2)
-
-
-def _quantile(ordered: list[float], share: float) -> float:
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return low, high
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
