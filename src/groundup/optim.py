@@ -198,14 +198,7 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-class MuonFactory:
-    """For the Trainer's `optimizer_cls_and_kwargs`, which calls `MuonFactory()(model, **kwargs)` for whole-model optimizers."""
-
-    def __call__(self, model: torch.nn.Module, **kwargs) -> MuonAdamW:
-        return MuonAdamW(model, **kwargs)
-
-
-def muon(model_args: ModelArguments, args: TrainingArguments) -> tuple[type, dict] | None:
+def muon(model_args: ModelArguments, args: TrainingArguments) -> tuple[Callable, dict] | None:
     """The Trainer's `optimizer_cls_and_kwargs`: Muon with AdamW beside it, or None without `muon_learning_rate`.
 
     Raises:
@@ -220,7 +213,7 @@ def muon(model_args: ModelArguments, args: TrainingArguments) -> tuple[type, dic
     others = {"embedding_lr": model_args.embedding_learning_rate, "head_lr": model_args.head_learning_rate}
     rates = {"lr": model_args.muon_learning_rate, **{name: rate for name, rate in others.items() if rate}}
     rates = {name: rate * factor for name, rate in rates.items()}
-    return MuonFactory, {
+    return lambda: MuonAdamW, {  # a factory, since no Optimizer class, is called for what is called with the whole model
         **rates,
         "adamw_lr": args.learning_rate,
         "weight_decay": model_args.muon_weight_decay,
