@@ -223,23 +223,11 @@ def lineage(directory: str | Path) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
     seen = set()
     here: Path | None = Path(directory)
-    link: dict[str, Any] | None = {
-        "path": Path(directory).as_posix(),
-        "weights_sha256": hash_weights(directory),
-        "tokenizer_sha256": hash_tokenizer(directory),
-    }
+    link = {"path": here.as_posix(), "weights_sha256": hash_weights(here), "tokenizer_sha256": hash_tokenizer(here)}
     while link and (here is None or here.resolve() not in seen):
         record = (read(here) if here else None) or {}
-        steps.append(
-            {
-                "rung": record.get("rung"),
-                "path": link.get("path"),
-                "weights_sha256": link.get("weights_sha256"),
-                "tokenizer_sha256": link.get("tokenizer_sha256"),
-                "seconds": record.get("seconds"),
-                "tokens": record.get("tokens"),
-            }
-        )
+        of_link = {key: link.get(key) for key in ("path", "weights_sha256", "tokenizer_sha256")}
+        steps.append({"rung": record.get("rung"), **of_link, "seconds": record.get("seconds"), "tokens": record.get("tokens")})
         if here:
             seen.add(here.resolve())
         link = record.get("parent")

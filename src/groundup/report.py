@@ -25,6 +25,8 @@ RUNGS = {
     "ppo": "learns what is liked, from the reward model",
     "grpo": "learns to reason, from right answers",
 }
+FROM_RECORD = ("status", "parent", "started", "seconds", "tokens", "flops", "parameters", "world_size", "command", "git_commit")
+FROM_RECORD += ("versions", "hardware", "config", "plan", "peak_memory_bytes", "prepared")
 HEADLINES = ("bits_per_byte", "asked", "true_win_rate", "problems")
 # Collecting ----------------------------------------------------------------------------------------------------------
 
@@ -62,22 +64,17 @@ def _read_rung(directory: Path) -> dict[str, Any] | None:
         return None
     known, measured = run or {}, evaluation or {}
     return {
+        **{key: known.get(key) for key in FROM_RECORD},
         "rung": str(known.get("rung") or measured.get("rung") or directory.name),
         "name": directory.name,
         "seed": known.get("seed", measured.get("seed")),
-        "seconds": known.get("seconds"),
+        "data": known.get("data") or [],
+        "final": known.get("metrics") or {},
+        "evaluated": evaluation is not None,
         "metrics": measured.get("metrics") or {},
         "by_difficulty": measured.get("by_difficulty") or {},
-        "evaluated": evaluation is not None,
-        "status": known.get("status"),
-        "parent": known.get("parent"),
-        "data": known.get("data") or [],
         "samples": measured.get("samples") or [],
         "evaluation": {key: measured.get(key) for key in ("seed", "seconds", "settings") if key in measured},
-        **{key: known.get(key) for key in ("started", "tokens", "flops", "parameters", "world_size", "command")},
-        **{key: known.get(key) for key in ("git_commit", "versions", "hardware", "config", "exit")},
-        **{key: known.get(key) for key in ("plan", "peak_memory_bytes", "prepared")},
-        "final": known.get("metrics") or {},
         "gate": record.read_json(directory / record.GATE),
     }
 
