@@ -14,7 +14,7 @@ from groundup.configs import DataArguments
 from groundup.errors import InputError
 from groundup.hardware import Device, free_disk, this_device
 from groundup.memory import largest_layer
-from groundup.model import whole_weights
+from groundup.model import quiet, whole_weights
 from groundup.pretraining import BATCH
 from groundup.step import Step, key_value_bytes, measure, measure_generation, step_flops
 from groundup.words import show_bytes
@@ -25,7 +25,6 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from transformers import TrainingArguments
-from transformers.utils import logging
 
 SCHEMES = ("DDP", "FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3")
 MFU = 0.40  # share of a GPU's peak that training gets where nothing was measured
@@ -102,13 +101,8 @@ def _plan_training(load: Workload, device: Device, scheme, mfu, price, calibrate
 def _apart() -> Iterator[None]:
     """Models are built and stepped here as if no run were about to begin: without the other processes, which do not step along and
     would be waited for without end, and without what transformers will say of the run's own models."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with mock.patch("torch.distributed.is_initialized", lambda: False), whole_weights():
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
+    with mock.patch("torch.distributed.is_initialized", lambda: False), whole_weights(), quiet():
+        yield
 
 
 # Arithmetic ----------------------------------------------------------------------------------------------------------
