@@ -255,9 +255,14 @@ def measure(step: Step, budget: float) -> tuple[float, float]:
         small = Step(load, cuda=False, length=load.length, layers=2).parameters()[1]
         rows = max(1, int(load.micro * min(1.0, budget / work * parameters / small)))
         one, two = (_time(Step(load, cuda=False, rows=rows, length=load.length, layers=layers)) for layers in (1, 2))
-    more = load.model.num_hidden_layers - 1
-    forward, update = (first + more * max(0.0, second - first) for first, second in zip(one, two, strict=True))
+    forward, update = _of_all_layers(load, one, two)
     return forward * load.micro / rows, update
+
+
+def _of_all_layers(load: Workload, one: tuple[float, float], two: tuple[float, float]) -> list[float]:
+    """What takes so long with one layer, and so long with two."""
+    more = load.model.num_hidden_layers - 1
+    return [first + more * max(0.0, second - first) for first, second in zip(one, two, strict=True)]
 
 
 def _time(step: Step) -> tuple[float, float]:
@@ -286,12 +291,11 @@ def measure_generation(step: Step, budget: float) -> float:
     with torch.random.fork_rng():
         work = 2.0 * step.parameters()[0] * load.rollout * (load.prompt + TIMED)
         rows = max(1, int(load.rollout * min(1.0, budget / work)))
-        depths = [None] if load.model.num_hidden_layers <= 8 else [1, 2]
-        times = [_time_generation(Step(load, cuda=False, layers=depth), rows) for depth in depths]
-    prefill, token = times[0]
-    if len(times) == 2:
-        more = load.model.num_hidden_layers - 1
-        prefill, token = (a + more * max(0.0, b - a) for a, b in zip(*times, strict=True))
+        if load.model.num_hidden_layers <= 8:
+            prefill, token = _time_generation(Step(load, cuda=False), rows)
+        else:
+            one, two = (_time_generation(Step(load, cuda=False, layers=layers), rows) for layers in (1, 2))
+            prefill, token = _of_all_layers(load, one, two)
     return (prefill + load.completion * token) * load.rollout / rows
 
 
