@@ -1,4 +1,4 @@
-from groundup.words import markdown, markdown_cell, show_bytes, show_count, show_processors, show_seconds
+from groundup.words import funnel, markdown, markdown_cell, show_bytes, show_count, show_processors, show_seconds
 
 
 def test_counts():
@@ -22,3 +22,10 @@ def test_processors():
 def test_a_table_keeps_its_form_whatever_stands_in_it():
     assert markdown_cell("a|b\n <script>&lt;") == "a\\|b &lt;script>&amp;lt;" and markdown_cell(None) == ""
     assert markdown(("A", ""), [("x|y", None)]).splitlines() == ["| A |  |", "| --- | --- |", "| x\\|y |  |"]
+
+
+def test_funnel():
+    assert (
+        funnel(1000, "documents", {"duplicate": 1, "contaminated": 20})
+        == "1,000 documents -> 999 (duplicate: 1) -> 979 (contaminated: 20)"
+    )

@@ -24,6 +24,7 @@ from groundup.chat import ROLES
 from groundup.configs import DataArguments
 from groundup.errors import InputError
 from groundup.sources import CHUNK, ONE_OBJECT, list_sources, mix, open_source, parse, show
+from groundup.words import funnel
 
 # Other names of columns: they are suggested, and never taken silently.
 ASKED = ("instruction", "input", "query", "problem", "question", "title")
@@ -178,11 +179,8 @@ def _read(args: DataArguments, noun, schemas, convert, schema: pa.Schema, tables
         extras.extend({name: value for name, value in row.items() if name not in schema.names} for row in chunk)
         kept += len(chunk)
     if not kept:
-        left, funnel = dropped.total(), f"{dropped.total():,} rows read"
-        for reason, count in dropped.items():
-            left -= count
-            funnel += f" -> {left:,} ({reason}: {count:,})"
-        raise InputError(f"no {noun} is left: {funnel}", args.dataset, _missing({}, schemas, args, noun).fix)
+        lost = funnel(dropped.total(), "rows read", dropped)
+        raise InputError(f"no {noun} is left: {lost}", args.dataset, _missing({}, schemas, args, noun).fix)
     return {"name": args.dataset, **origin, "rows": kept + dropped.total(), "kept": kept, "dropped": dict(dropped)}
 
 

@@ -28,10 +28,11 @@ from groundup.contamination import GRAM, SHORTEST, EvaluationSets
 from groundup.corpus import Document, Source, changed, list_corpus, read_documents, read_notes, scan
 from groundup.errors import InputError
 from groundup.jobs import ahead, claim, full_disk, in_chunks, share
-from groundup.selection import DROPPED, HELD_OUT, choose, funnel
+from groundup.selection import DROPPED, HELD_OUT, choose
 from groundup.shards import MANIFEST, ShardWriter, shard_name, token_dtype, tokenizer_hash, write_manifest
 from groundup.sources import describe_files
 from groundup.tokenizer import check_tokenizer_path
+from groundup.words import funnel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 MAY_CHANGE = ("output_dir", "tokenizer_path", "shard", "executor", "executor_settings")
@@ -113,25 +114,27 @@ class Preparation:
         with full_disk(self.directory):
             share(self.passes, tasks, done, do)
 
-    def parts(self, name: str) -> list[str]:
-        """Names of the tasks of a pass, those of the job's own part first."""
+    def share_parts(self, name: str, done: Callable[[int], bool], do: Callable[[int], Any], own_only: bool = False) -> None:
+        """A task for each part, that of the job's own part first."""
         first = self.own or 0
-        return [f"{name}-{(first + n) % self.args.shards:05d}" for n in range(self.args.shards)]
+        parts = [(first + n) % self.args.shards for n in range(1 if own_only else self.args.shards)]
+        tasks = {f"{name}-{part:05d}": part for part in parts}
+        self.share(list(tasks), lambda task: done(tasks[task]), lambda task: do(tasks[task]))
 
     def scan(self) -> None:
         """Read everything once: clean, filter, look for evaluation sets, and note each document."""
 
-        def one(task: str) -> None:
+        def one(part: int) -> None:
             began = time.perf_counter()
-            seen = scan(self.sources, self.args, part_of(task), self.passes, self.filters, self.evaluation)
+            seen = scan(self.sources, self.args, part, self.passes, self.filters, self.evaluation)
             seconds = time.perf_counter() - began
             print(
-                f"prepare: read part {part_of(task) + 1} of {self.args.shards}: {seen['documents']:,} documents, "
+                f"prepare: read part {part + 1} of {self.args.shards}: {seen['documents']:,} documents, "
                 f"{seen['bytes'] / 1e6:,.1f} MB, {seen['bytes'] / 1e6 / seconds:,.0f} MB/s",
                 flush=True,
             )
 
-        self.share(self.parts("scan"), lambda task: (self.passes / f"{task}.json").is_file(), one)
+        self.share_parts("scan", lambda part: (self.passes / f"scan-{part:05d}.json").is_file(), one)
 
     def choose(self) -> bool:
         """Decide what becomes of each document. False when a cluster is still at the near duplicates."""
@@ -173,8 +176,7 @@ class Preparation:
 
     def tokenise(self) -> None:
         """Write the shard of the job's own part, or all."""
-        tasks = self.parts("train")[: 1 if self.own is not None else None]
-        self.share(tasks, lambda task: self._tokenised(part_of(task)), lambda task: self._tokenise(part_of(task)))
+        self.share_parts("train", self._tokenised, self._tokenise, own_only=self.own is not None)
 
     def _tokenised(self, part: int) -> bool:
         index = self.directory / f"{shard_name('train', part, self.args.shards)}.json"
@@ -301,7 +303,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def summary(manifest: dict[str, Any]) -> str:
     """Lines for the terminal: what was dropped, what overlaps with evaluation sets, what there is now."""
-    lines = [funnel(manifest["documents"], manifest["dropped"])]
+    lines = [funnel(manifest["documents"], "documents", manifest["dropped"])]
     decontamination = manifest["decontamination"]
     if "notice" in decontamination:
         lines.append(decontamination["notice"])
@@ -346,7 +348,3 @@ def noted(sources: list[Source], args: PrepareArguments, part: int, passes: Path
             yield document, dropped
     if document := next(documents, None):
         raise changed(document.place)
-
-
-def part_of(task: str) -> int:
-    return int(task.rpartition("-")[2])

@@ -17,6 +17,7 @@ from groundup.corpus import Source, hash_text, read_notes
 from groundup.errors import InputError
 from groundup.order import finalise
 from groundup.record import write_aside
+from groundup.words import funnel
 
 TRAIN, HELD_OUT, DROPPED = 0, 1, 2
 AT_ONCE = 1 << 22  # hashes that are sorted in memory
@@ -183,15 +184,6 @@ def behind_first(names: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     return ranks[order][1:][names[order][1:] == names[order][:-1]]
 
 
-def funnel(read: int, steps: dict[str, int]) -> str:
-    """`100 documents -> 98 (duplicate: 2)`, as the loaders of `groundup.data` say it."""
-    text = f"{read:,} documents"
-    for reason, count in steps.items():
-        read -= count
-        text += f" -> {read:,} ({reason}: {count:,})"
-    return text
-
-
 def choose(
     directory: Path, parts: int, sources: list[Source], seed: int, held_out: int | None, clusters: list[np.ndarray] | None
 ) -> dict[str, Any]:
@@ -208,7 +200,7 @@ def choose(
         dropped["near duplicate"] = choice.drop_near_duplicates(clusters)
     if not choice.count()[:, TRAIN, 0].sum():
         steps = {reason: int(counts.sum()) for reason, counts in dropped.items()}
-        raise InputError(f"no document is left: {funnel(read, steps)}", fix="see what is dropped, and why")
+        raise InputError(f"no document is left: {funnel(read, 'documents', steps)}", fix="see what is dropped, and why")
     dropped["beyond its share"] = choice.mix()
     choice.hold_out(held_out)
     counts = choice.count()

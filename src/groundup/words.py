@@ -39,6 +39,15 @@ def show_processors(hardware: dict) -> list[str]:
     return [f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)] + cpu
 
 
+def funnel(read: int, what: str, steps: dict[str, int]) -> str:
+    """`100 documents -> 98 (duplicate: 2)`."""
+    text = f"{read:,} {what}"
+    for reason, count in steps.items():
+        read -= count
+        text += f" -> {read:,} ({reason}: {count:,})"
+    return text
+
+
 def markdown_cell(value: Any) -> str:
     """Text that can neither end a Markdown table's cell nor open an HTML element."""
     text = "" if value is None else re.sub(r"\s+", " ", str(value))
