@@ -134,15 +134,8 @@ def read_documents(
     """The documents of a part, cleaned and cut. `counts` of each source gets `rows` and, by reason, what is no document."""
     counts = counts or [Counter() for _ in sources]
     for number, source in enumerate(sources):
-        count, rows = counts[number], source.rows(part, parts)
-        many = len(source.files) > 1
-
-        def counted(rows=rows, count=count) -> Iterator[tuple[str, Any]]:
-            for row in rows:
-                count["rows"] += 1
-                yield row
-
-        for place, text in stream_documents(counted(), source.args, count):
+        count, many = counts[number], len(source.files) > 1
+        for place, text in stream_documents(source.rows(part, parts), source.args, count):
             if len(text) > args.longest and args.too_long == "drop":
                 count["too long"] += 1
                 continue
