@@ -79,7 +79,7 @@ def build_config(model_type: str, tokenizer: PreTrainedTokenizerBase, sizes: dic
         defaults = AutoConfig.for_model(model_type)
     except ValueError:
         raise InputError(f"`model_type: {model_type}` is no transformers architecture", fix="write qwen3, llama, ...") from None
-    known = defaults.to_dict()
+    known, sizes = defaults.to_dict(), dict(sizes)
     for name in sizes:
         if name not in known and not hasattr(defaults, name):
             raise InputError(
@@ -91,9 +91,9 @@ def build_config(model_type: str, tokenizer: PreTrainedTokenizerBase, sizes: dic
     if width and heads and "head_dim" not in sizes:
         if width % heads:
             raise InputError(f"`hidden_size: {width}` is not a multiple of `num_attention_heads: {heads}`", where="model_config")
-        sizes = {**sizes, **({"head_dim": width // heads} if "head_dim" in known else {})}
-    if heads and "num_key_value_heads" in known and "num_key_value_heads" not in sizes:
-        sizes = {**sizes, "num_key_value_heads": heads}
+        sizes |= {"head_dim": width // heads} if "head_dim" in known else {}
+    if heads and "num_key_value_heads" in known:
+        sizes.setdefault("num_key_value_heads", heads)
     return AutoConfig.for_model(
         model_type,
         **{

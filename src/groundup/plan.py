@@ -76,23 +76,15 @@ def plan(
         found |= {"seconds": load.text_bytes / rate if tokens else None}
         found["disk"] = {"tokens": 2 * tokens} if tokens and load.rung == "prepare" else {}
         return found | {"assumed": load.assumed, "unknown": load.unknown}
+    step, tokens = Step(load, device.kind == "cuda"), load.steps and load.steps * load.step_tokens
     with _apart():
-        return found | _plan_training(load, device, scheme, mfu, price, calibrate, budget)
-
-
-def _plan_training(load: Workload, device: Device, scheme, mfu, price, calibrate: bool, budget: float) -> dict[str, Any]:
-    cuda, found = device.kind == "cuda", {}
-    step = Step(load, cuda)
-    parameters, trained, everything = step.parameters()
-    found |= {"parameters": parameters, "trained": trained, "held": everything, "steps": load.steps}
-    tokens = load.steps and load.steps * load.step_tokens
-    found |= {"tokens": tokens, "batch_tokens": load.step_tokens, "flops": tokens and _flops(load, step)}
-    found["memory"] = _memory(step, device, scheme, trained, everything)
-    found["disk"] = _disk(step, parameters, trained)
-    found["seconds"] = _seconds(step, device, parameters, mfu, calibrate, budget)
+        found |= dict(zip(("parameters", "trained", "held"), step.parameters(), strict=True))
+        found |= {"steps": load.steps, "tokens": tokens, "batch_tokens": load.step_tokens, "flops": tokens and _flops(step)}
+        found |= {"memory": _memory(step, device, scheme), "disk": _disk(step)}
+        seconds = found["seconds"] = _seconds(step, device, MFU if mfu is None else mfu, calibrate, budget)
     price = device.dollars if price is None else price
-    found["dollars"] = found["seconds"] / 3600 * load.world * price if found["seconds"] and price is not None else None
-    if price is None and cuda:
+    found["dollars"] = seconds / 3600 * load.world * price if seconds and price is not None else None
+    if price is None and device.kind == "cuda":
         load.unknown.append(f"the price of {device.name}; give `--price`")
     return found | {"assumed": load.assumed, "unknown": load.unknown}
 
@@ -108,9 +100,9 @@ def _apart() -> Iterator[None]:
 # Arithmetic ----------------------------------------------------------------------------------------------------------
 
 
-def _flops(load: Workload, step: Step) -> float:
+def _flops(step: Step) -> float:
     """FLOPs of the whole rung: training, DPO's reference, and for rollouts generation and scoring, a forward pass each."""
-    parameters, trained, everything = step.parameters()
+    load, (parameters, trained, everything) = step.load, step.parameters()
     forward = 2.0 * everything
     each = step_flops(load, parameters, load.length) + 6.0 * (trained - parameters)
     each += 2.0 * (everything - trained) if load.rung == "dpo" else 0.0
@@ -118,7 +110,7 @@ def _flops(load: Workload, step: Step) -> float:
     return total + load.rollouts * load.world * load.rollout * load.length * (forward + 2.0 * parameters)
 
 
-def _seconds(step: Step, device: Device, parameters: int, mfu: float | None, calibrate: bool, budget: float) -> float | None:
+def _seconds(step: Step, device: Device, mfu: float, calibrate: bool, budget: float) -> float | None:
     load = step.load
     if not load.steps:
         return None
@@ -128,10 +120,9 @@ def _seconds(step: Step, device: Device, parameters: int, mfu: float | None, cal
         pass_seconds, optimizer_seconds = measure(step, budget)
         load.assumed.append("time: as steps of this model take on this machine now, without torch.compile")
     elif peak:
-        share = MFU if mfu is None else mfu
-        work = load.step_tokens / load.accumulation / load.world * step_flops(load, parameters, load.length)
-        pass_seconds, optimizer_seconds = work * _all_trained(step) / (peak * share), 0.0
-        load.assumed.append(f"time: {share:.0%} of the peak of {peak / 1e12:,.0f} TFLOP/s (`--mfu`)")
+        work = load.step_tokens / load.accumulation / load.world * step_flops(load, step.parameters()[0], load.length)
+        pass_seconds, optimizer_seconds = work * _all_trained(step) / (peak * mfu), 0.0
+        load.assumed.append(f"time: {mfu:.0%} of the peak of {peak / 1e12:,.0f} TFLOP/s (`--mfu`)")
         if load.world > 1:
             load.assumed.append("time: no waiting for other devices beyond that")
     else:
@@ -139,7 +130,7 @@ def _seconds(step: Step, device: Device, parameters: int, mfu: float | None, cal
         return None
     seconds = load.steps * (load.accumulation * pass_seconds + optimizer_seconds)
     if load.rollouts:
-        seconds += load.rollouts * _rollout_seconds(step, device, timed, pass_seconds, parameters, mfu, budget)
+        seconds += load.rollouts * _rollout_seconds(step, device, pass_seconds, mfu, budget if timed else None)
     seconds += _evaluations(load) * eval_share(load) * (load.rows or 0) / load.micro / load.world * pass_seconds / 3
     return seconds + STARTING + (COMPILING if load.args.torch_compile else 0) + load.text_bytes / READING
 
@@ -150,16 +141,17 @@ def _all_trained(step: Step) -> float:
     return trained / parameters
 
 
-def _rollout_seconds(step, device: Device, measured: bool, pass_seconds: float, parameters: int, mfu, budget: float) -> float:
-    """Generating one batch of completions on a device, and scoring it with every model that reads it."""
+def _rollout_seconds(step: Step, device: Device, pass_seconds: float, mfu: float, budget: float | None) -> float:
+    """Generating one batch of completions on a device, and scoring it with every model that reads it; timed where there is a budget
+    for it."""
     load = step.load
     readers = len(load.others) + (load.rung == "ppo")
     scoring = readers * load.rollout / load.micro * pass_seconds / 3 / _all_trained(step)
-    if measured:
+    if budget:
         return measure_generation(step, budget) + scoring
-    size = 2 if step.autocast else 4
+    parameters, size = step.parameters()[0], 2 if step.autocast else 4
     read = size * parameters + load.rollout * load.length * key_value_bytes(load.model, size)
-    compute = 2.0 * parameters * load.rollout / ((device.bf16 or device.fp32) * (mfu or MFU))
+    compute = 2.0 * parameters * load.rollout / ((device.bf16 or device.fp32) * mfu)
     launches = 0.0 if load.args.use_vllm else LAUNCH * load.model.num_hidden_layers
     load.assumed.append(f"decoding: {BANDWIDTH:.0%} of the memory's bandwidth, at least {LAUNCH * 1e3:g} ms a layer and token")
     return load.completion * max(read / (device.bandwidth * BANDWIDTH), compute, launches) + scoring
@@ -177,7 +169,7 @@ def _evaluations(load: Workload) -> int:
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
-def _memory(step: Step, device: Device, scheme: str | None, trained: int, everything: int) -> dict[str, Any] | None:
+def _memory(step: Step, device: Device, scheme: str | None) -> dict[str, Any] | None:
     load, cuda = step.load, device.kind == "cuda"
     try:
         parts = step.memory()
@@ -198,9 +190,9 @@ def _memory(step: Step, device: Device, scheme: str | None, trained: int, everyt
         one = {**generation, **fixed}
     schemes = {}
     if load.world > 1:
-        schemes = {"DDP": {**one, "buffers": one.get("buffers", 0) + 4 * trained}}
+        schemes = {"DDP": {**one, "buffers": one.get("buffers", 0) + 4 * step.parameters()[1]}}
         if cuda:
-            schemes |= _sharded(step, fixed, trained, everything)
+            schemes |= _sharded(step, fixed)
     chosen = schemes.get(scheme or "", schemes.get("DDP", one))
     total = sum(chosen.values())
     return {
@@ -220,15 +212,14 @@ def _data(load: Workload) -> int:
     return 5 * load.text_bytes + encoded
 
 
-def _sharded(step: Step, fixed: dict[str, int], trained: int, everything: int) -> dict[str, dict[str, int]]:
+def _sharded(step: Step, fixed: dict[str, int]) -> dict[str, dict[str, int]]:
     """FSDP2 and ZeRO: what is kept is divided by the devices, what is computed with is gathered in two bytes a number.
 
     Rajbhandari et al. 2020 (arXiv:1910.02054), section 3 and figure 1; ZeRO keeps a float32 copy of the weights beside the two-byte
     ones, FSDP2 only the former.
     """
-    load, world = step.load, step.load.world
-    half = Step(load, True, dtype=torch.bfloat16)
-    parts = half.memory(state=False)
+    world, (_, trained, everything) = step.load.world, step.parameters()
+    parts = Step(step.load, True, dtype=torch.bfloat16).memory(state=False)
     computed = {"activations": parts["activations"], "logits": parts["logits"]}
     layer, rest = largest_layer(step.outline[0])
     state = step.optimizer_state() or 0
@@ -258,9 +249,9 @@ def _resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-def _disk(step: Step, parameters: int, trained: int) -> dict[str, int]:
+def _disk(step: Step) -> dict[str, int]:
     """Bytes that the rung will write: tokens, checkpoints (one more than are kept, while it rotates), and the result."""
-    load, args = step.load, step.args
+    load, args, (parameters, trained, _) = step.load, step.args, step.parameters()
     kept = 0 if args.save_strategy == "no" else args.save_total_limit or 1
     if load.steps and args.save_strategy == "steps":
         saves = max(1, int(load.steps // args.save_steps if args.save_steps >= 1 else 1 / args.save_steps))
