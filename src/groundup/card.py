@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 from groundup import configs
-from groundup.record import as_yaml, lineage, plain, read_evaluation, write_text
+from groundup.record import as_yaml, is_synthetic, lineage, plain, read_evaluation, write_text
 from groundup.scoreboard import metric as describe
 from groundup.scoreboard import order_metrics, show_metric
 from groundup.words import markdown, show_processors
@@ -149,7 +149,7 @@ def _limits(record: dict, data: list[dict]) -> str:
     if isinstance(record.get("parameters"), (int, float)) and record["parameters"] < 3e9:
         size = _count(record["parameters"])
         lines.append(f"- A small model ({size} parameters): no general assistant, and fluent when it is wrong.")
-    if any(re.search("world|toyland", str(item.get("name")), re.IGNORECASE) for item in data):
+    if is_synthetic(data):
         lines.append("- Trained on toyland, a synthetic world generated from a seed: people and places are invented.")
     if record.get("status") not in (None, "finished"):
         lines.append(f"- Its training is {record['status']}: these are not final weights.")

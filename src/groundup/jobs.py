@@ -23,19 +23,21 @@ def share(directory: Path, tasks: list[str], done: Callable[[str], bool], do: Ca
         InputError: `directory`, where the claims lie, is gone.
     """
     told = False
-    while left := [task for task in tasks if not done(task)]:
-        for task in left:
-            with claim(directory / f"{task}.claim") as mine:
-                if mine and not done(task):
-                    do(task)
-        left = [task for task in left if not done(task)]
-        if left and not directory.is_dir():
+    while True:
+        for task in tasks:
+            if not done(task):
+                with claim(directory / f"{task}.claim") as mine:
+                    if mine and not done(task):
+                        do(task)
+        left = [task for task in tasks if not done(task)]
+        if not left:
+            return
+        if not directory.is_dir():
             raise InputError("the directory has vanished", str(directory), "run the same command again: it begins anew")
-        if left and not told:
+        if not told:
             print(f"waiting for other jobs: {', '.join(left[:3])}{', ...' * (len(left) > 3)}", flush=True)
             told = True
-        if left:
-            time.sleep(PAUSE)
+        time.sleep(PAUSE)
 
 
 @contextlib.contextmanager

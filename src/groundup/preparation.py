@@ -29,7 +29,7 @@ from groundup.corpus import Document, Source, changed, list_corpus, read_documen
 from groundup.errors import InputError
 from groundup.jobs import ahead, claim, full_disk, in_chunks, share
 from groundup.selection import DROPPED, HELD_OUT, choose
-from groundup.shards import MANIFEST, ShardWriter, shard_name, token_dtype, tokenizer_hash, write_manifest
+from groundup.shards import MANIFEST, PASSES, ShardWriter, shard_name, token_dtype, tokenizer_hash, write_manifest
 from groundup.sources import describe_files
 from groundup.tokenizer import check_tokenizer_path
 from groundup.words import funnel
@@ -52,7 +52,7 @@ class Preparation:
 
     def __init__(self, data_args: DataArguments, args: PrepareArguments, tokenizer: PreTrainedTokenizerBase):
         self.args, self.tokenizer, self.directory = args, tokenizer, Path(args.output_dir)
-        self.passes = self.directory / "passes"
+        self.passes = self.directory / PASSES
         self.own = None if args.shard is None else int(args.shard.partition("/")[0])
         token_dtype(tokenizer)
         config = {**dataclasses.asdict(data_args), **dataclasses.asdict(args), "tokenizer_sha256": tokenizer_hash(tokenizer)}

@@ -204,6 +204,11 @@ def hash_tokenizer(directory: str | Path) -> str | None:
     return _sha256([file for file in files if file.is_file()])
 
 
+def hashes(directory: str | Path) -> dict[str, str | None]:
+    """What tells a model from another of the same name; None for what is not in the directory, or where there is none."""
+    return {"weights_sha256": hash_weights(directory), "tokenizer_sha256": hash_tokenizer(directory)}
+
+
 def _sha256(files: list[Path]) -> str | None:
     digest = hashlib.sha256()
     for path in files:
@@ -211,6 +216,11 @@ def _sha256(files: list[Path]) -> str | None:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest() if files else None
+
+
+def is_synthetic(data: list[dict]) -> bool:
+    """Whether any of a record's `data` is of toyland."""
+    return any(re.search("world|toyland", str(item.get("name")), re.IGNORECASE) for item in data)
 
 
 def lineage(directory: str | Path) -> list[dict[str, Any]]:
@@ -223,7 +233,7 @@ def lineage(directory: str | Path) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
     seen = set()
     here: Path | None = Path(directory)
-    link = {"path": here.as_posix(), "weights_sha256": hash_weights(here), "tokenizer_sha256": hash_tokenizer(here)}
+    link = {"path": here.as_posix(), **hashes(here)}
     while link and (here is None or here.resolve() not in seen):
         record = (read(here) if here else None) or {}
         of_link = {key: link.get(key) for key in ("path", "weights_sha256", "tokenizer_sha256")}

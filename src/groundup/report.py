@@ -4,7 +4,6 @@ Reads what the rungs left in their directories (`run.json`, `eval.json`, `traine
 """
 
 import json
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
         "schema": 1,
         "run": run_dir.resolve().name,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "synthetic": any(re.search("world|toyland", str(item.get("name")), re.I) for r in rungs for item in r["data"]),
+        "synthetic": any(record.is_synthetic(rung["data"]) for rung in rungs),
         "metrics": metrics,
         "warnings": _warnings(rungs),
         "rungs": rungs,

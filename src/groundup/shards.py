@@ -252,12 +252,15 @@ def write_manifest(directory: str | Path, tokenizer: PreTrainedTokenizerBase, so
         for reason, entry in ((reason, entry) for shard in shards for reason, entry in shard["dropped"].items()):
             dropped.setdefault(reason, Counter()).update(entry)
         sums = {key: sum(shard[key] for shard in shards) if shards[0][key] is not None else None for key in SUMMED}
-        digest = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
-        splits[split] = {"shards": len(shards), **sums, "dropped": dropped, "sha256": digest}
+        splits[split] = {"shards": len(shards), **sums, "dropped": dropped, "sha256": joint_hash(shards)}
     settings = {key: first[key] for key in AGREEING}
     manifest = {"schema": SCHEMA, **settings, "vocab_size": len(tokenizer), "splits": splits, "sources": sources, **extra}
     write_json(directory / MANIFEST, manifest)
     return read_json(directory / MANIFEST)
+
+
+def joint_hash(shards: list[dict]) -> str:
+    return hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
 
 
 def check_shard(directory: Path, name: str) -> dict:
@@ -343,8 +346,7 @@ class TokenShards(torch.utils.data.Dataset):
         self.packed = packed is not None
         self.names = [shard_name(split, shard, self.counts["shards"]) for shard in range(self.counts["shards"])]
         indices = [check_shard(self.directory, name) for name in self.names]
-        digest = hashlib.sha256("".join(index["sha256"] for index in indices).encode()).hexdigest()
-        if digest != self.counts["sha256"]:
+        if joint_hash(indices) != self.counts["sha256"]:
             raise InputError("the shards are not those of the manifest", str(directory / MANIFEST), "prepare it again")
         self._ends = list(itertools.accumulate(index["tokens"] // self.length for index in indices))
         self.left_over = self.counts["tokens"] - len(self) * self.length  # tokens behind the last whole row of a shard
