@@ -10,6 +10,7 @@ Tokenising keeps all cores busy: while the tokenizer's threads encode a batch, t
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import shutil
@@ -145,7 +146,8 @@ class Preparation:
             if self.args.near_duplicates == "drop":
                 from groundup.minhash import find_clusters  # late: it imports datatrove
 
-                stream, executor = Candidates(self.sources, self.args, self.passes), self.args.executor
+                executor = self.args.executor
+                stream = functools.partial(candidates, self.sources, self.args, self.passes)
                 launch = executor != "slurm" or self.own is None  # a job of an array would take itself for one of datatrove's
                 settings = self.args.executor_settings or {}
                 clusters = find_clusters(stream, self.passes / "minhash", self.args.shards, executor, settings, launch)
@@ -316,20 +318,13 @@ def summary(manifest: dict[str, Any]) -> str:
     return "\n".join(f"prepare: {line}" for line in lines)
 
 
-@dataclasses.dataclass
-class Candidates:
-    """Documents of a part that the scan kept, for datatrove; it is pickled to other processes and machines."""
+def candidates(sources: list[Source], args: PrepareArguments, passes: Path, _: Any, part: int, parts: int) -> Iterator[Any]:
+    """Documents of a part that the scan kept, for datatrove, which pickles this to other processes and machines."""
+    from datatrove.data import Document as Candidate
 
-    sources: list[Source]
-    args: PrepareArguments
-    passes: Path
-
-    def __call__(self, _: Any, part: int, parts: int) -> Iterator[Any]:
-        from datatrove.data import Document as Candidate
-
-        for number, (document, dropped) in enumerate(noted(self.sources, self.args, part, self.passes)):
-            if not dropped:
-                yield Candidate(text=document.text, id=str(number))
+    for number, (document, dropped) in enumerate(noted(sources, args, part, passes)):
+        if not dropped:
+            yield Candidate(text=document.text, id=str(number))
 
 
 def noted(sources: list[Source], args: PrepareArguments, part: int, passes: Path) -> Iterator[tuple[Document, int]]:
