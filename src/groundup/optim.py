@@ -173,12 +173,9 @@ class MuonAdamW(torch.optim.Optimizer):
         if not parameters:
             return
         for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter].update(
-                    exp_avg=torch.zeros_like(parameter),
-                    exp_avg_sq=torch.zeros_like(parameter),
-                    step=torch.zeros((), dtype=torch.float32, device=parameter.device),
-                )
+            if not (state := self.state[parameter]):
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         states = [self.state[p] for p in parameters]
         adamw(
             parameters,
