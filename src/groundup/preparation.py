@@ -55,7 +55,7 @@ class Preparation:
         self.args, self.tokenizer, self.directory = args, tokenizer, Path(args.output_dir)
         self.passes = self.directory / PASSES
         self.own = None if args.shard is None else int(args.shard.partition("/")[0])
-        token_dtype(tokenizer)
+        token_dtype(len(tokenizer))
         config = {**dataclasses.asdict(data_args), **dataclasses.asdict(args), "tokenizer_sha256": tokenizer_hash(tokenizer)}
         self.config = record.plain({key: value for key, value in config.items() if key not in MAY_CHANGE})
         self.packing = {"packing": args.packing, "length": args.max_length if args.packing == "best_fit" else None}

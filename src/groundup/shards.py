@@ -46,13 +46,12 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def token_dtype(tokenizer_or_size: PreTrainedTokenizerBase | int) -> str:
-    """The narrowest numbers that hold every id of a vocabulary.
+def token_dtype(size: int) -> str:
+    """The narrowest numbers that hold every id of a vocabulary of so many tokens.
 
     Raises:
         InputError: not even uint32 does.
     """
-    size = tokenizer_or_size if isinstance(tokenizer_or_size, int) else len(tokenizer_or_size)
     if size > 2**32:
         raise InputError(f"a vocabulary of {size:,} tokens", fix="use one of at most 2^32 tokens, which is what a shard can hold")
     return "uint16" if size <= 2**16 else "uint32"
@@ -96,7 +95,7 @@ class ShardWriter:
                 raise InputError("packing `best_fit` pads rows, and the tokenizer has no padding token", tokenizer.name_or_path)
         self._packer = Packer(length) if packing == "best_fit" else None
         self.directory, self.name = Path(directory), shard_name(split, shard, shards)
-        self.vocabulary, self.separator, self.dtype = len(tokenizer), end_of_text_id(tokenizer), token_dtype(tokenizer)
+        self.vocabulary, self.separator, self.dtype = len(tokenizer), end_of_text_id(tokenizer), token_dtype(len(tokenizer))
         self.counts: dict[str, Any] = {
             "schema": SCHEMA,
             "split": split,
