@@ -3,6 +3,7 @@
 A source is a local file (see SUFFIXES), a directory or glob of such files, or an id on the Hub; a local name wins.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import glob
@@ -91,11 +92,9 @@ def open_source(args: DataArguments) -> tuple[Iterator[tuple[str, Any]], dict[st
     if files := find_files(args.dataset):
         return read_files(files.values(), args.text_column), describe_files(files)
     builder = open_hub(args)
-    try:
+    with as_input_error(args):
         builder.download_and_prepare()
         rows = builder.as_dataset(split=args.dataset_split)
-    except HUB_ERRORS as error:
-        raise hub_error(args, error) from error
     return ((f"{args.dataset}, row {n}", row) for n, row in enumerate(rows, 1)), {"revision": builder.hash, "files": 0}
 
 
@@ -156,17 +155,20 @@ HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsErr
 
 def open_hub(args: DataArguments) -> datasets.DatasetBuilder:
     """The builder of a dataset of the Hub, because only the builder knows which commit it resolved (as `hash`)."""
-    try:
+    with as_input_error(args):
         return datasets.load_dataset_builder(args.dataset, args.dataset_config, revision=args.dataset_revision)
+
+
+@contextlib.contextmanager
+def as_input_error(args: DataArguments) -> Iterator[None]:
+    """What the Hub, the network or `datasets` has to say against a dataset, as InputError."""
+    try:
+        yield
     except HUB_ERRORS as error:
-        raise hub_error(args, error) from error
-
-
-def hub_error(args: DataArguments, error: Exception) -> InputError:
-    reason = str(error).partition("\n")[0]
-    what = f"no local file or directory `{args.dataset}`, and none from the Hub: {reason}"
-    where = f"config {args.dataset_config}, split {args.dataset_split}, revision {args.dataset_revision}"
-    return InputError(what, where, "check the path; or the id `user/name`, the split and the network")
+        reason = str(error).partition("\n")[0]
+        what = f"no local file or directory `{args.dataset}`, and none from the Hub: {reason}"
+        where = f"config {args.dataset_config}, split {args.dataset_split}, revision {args.dataset_revision}"
+        raise InputError(what, where, "check the path; or the id `user/name`, the split and the network") from error
 
 
 def _local_files(name: str) -> list[Path]:
