@@ -210,7 +210,8 @@ def muon(model_args: ModelArguments, args: TrainingArguments) -> tuple[Callable,
     others = {"embedding_lr": model_args.embedding_learning_rate, "head_lr": model_args.head_learning_rate}
     rates = {"lr": model_args.muon_learning_rate, **{name: rate for name, rate in others.items() if rate}}
     rates = {name: rate * factor for name, rate in rates.items()}
-    return lambda: MuonAdamW, {  # a factory, since no Optimizer class, is called for what is called with the whole model
+    # For anything but an Optimizer class the Trainer calls it, and the result with the whole model and these arguments.
+    return lambda: MuonAdamW, {
         **rates,
         "adamw_lr": args.learning_rate,
         "weight_decay": model_args.muon_weight_decay,
