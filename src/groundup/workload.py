@@ -73,6 +73,7 @@ FINEWEB = ("HuggingFaceFW/fineweb-edu", 1_030)  # tokens a row: of its sample "1
 READ = 64 * 2**20  # bytes of local data that are read to count rows; of more, a part
 SAMPLE = 512  # rows whose tokens are counted
 GZIP = 3  # bytes of text in a byte of .gz
+DIALLED = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs")
 BYTES_A_TOKEN = 4.0  # of English text with 32768 tokens of vocabulary
 
 
@@ -213,16 +214,12 @@ def _describe_pretraining(load: Workload, data: DataArguments, model: ModelArgum
         load.unknown.append("steps: the data is not here; give `max_steps`, `depth`, or `--rows` (blocks)")
 
 
-DIALLED = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs")
-
-
 def _describe_tuning(load: Workload, of: dict[type, Any], rows: int | None) -> None:
     args, data, settings = load.args, of[DataArguments], of[ModelConfig]
     if settings.load_in_4bit or settings.load_in_8bit or settings.use_peft:
         load.unknown.append("adapters and quantised weights: planned as if all weights were trained in float32")
     load.model = model_config(settings.model_name_or_path, load)
-    counted = count_rows(load.rung, data, settings.model_name_or_path, rows, load)
-    load.rows, lengths = counted
+    load.rows, lengths = count_rows(load.rung, data, settings.model_name_or_path, rows, load)
     load.sides, load.counted = 2 if load.rung in ("reward", "dpo") else 1, bool(lengths)
     batch = load.micro * load.accumulation * load.world
     if load.rung in ("sft", "reward", "dpo"):
