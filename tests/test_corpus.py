@@ -11,8 +11,9 @@ import pytest
 from groundup import corpus
 from groundup.configs import DataArguments, PrepareArguments
 from groundup.contamination import EvaluationSets
-from groundup.corpus import HUB_ERRORS, deal, hash_text, list_corpus, read_documents, read_notes, scan
+from groundup.corpus import deal, hash_text, list_corpus, read_documents, read_notes, scan
 from groundup.errors import InputError
+from groundup.sources import HUB_ERRORS
 
 
 def settings(**own):

@@ -32,11 +32,6 @@ def test_rewards_are_drawn_one_by_one_only_where_there_are_several(tmp_path):
     assert charts["Reward by function"] == {"right": [(1, 1), (2, 2)], "form": [(1, 1.0), (2, 1.0)]}
 
 
-def test_counts():
-    shown = [curves.show_count(count) for count in (None, 7, 999, 1234, 1_234_567, 2e9, 3.5e12, float("nan"), True)]
-    assert shown == ["", "7", "999", "1.23 k", "1.23 M", "2 B", "3.5 T", "", ""]
-
-
 @pytest.mark.parametrize(
     "points",
     [

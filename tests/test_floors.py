@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "groundup"
 FLOORS = (
-    "errors chat answers objectives stats phrases scoreboard record configs packing order jobs",  # facts and formulas
+    "errors words chat answers objectives stats phrases scoreboard record configs packing order jobs",  # facts and formulas
     "tokenizer model head generation toyland families sources data verifier rewards guarding metrics shards checkpoint cleaning"
     " minhash contamination hardware memory",  # things
     "optim callbacks pretraining sft curriculum grpo gate ppo evaluation corpus selection",  # loops
@@ -36,7 +36,6 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("stage", "plan"),
     ("plan", "step"),
     ("plan_table", "plan"),
-    ("plan_table", "report"),
     ("plan", "workload"),
     ("step", "workload"),
 }

@@ -10,7 +10,7 @@ import time
 import pytest
 from groundup import jobs
 from groundup.errors import InputError
-from groundup.jobs import ahead, claim, full_disk, share, write_aside
+from groundup.jobs import ahead, claim, full_disk, share
 
 # ---- Tasks
 
@@ -67,17 +67,7 @@ def test_claim_is_given_back_by_a_dead_job(tmp_path):
         assert not mine
 
 
-# ---- Files
-
-
-def test_file_that_is_not_finished_has_no_name(tmp_path):
-    with pytest.raises(OSError), write_aside(tmp_path / "a") as file:
-        file.write(b"half")
-        raise OSError("no space left")
-    assert list(tmp_path.iterdir()) == []
-    with write_aside(tmp_path / "a") as file:
-        file.write(b"whole")
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"whole")]
+# ---- A full disk
 
 
 def test_other_errors_are_not_called_a_full_disk(tmp_path):

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from groundup.optim import MuonAdamW, MuonFactory, orthogonalise
+from groundup.optim import MuonAdamW, orthogonalise
 
 
 class Toy(torch.nn.Module):
@@ -198,7 +198,7 @@ def test_first_step_by_hand():
 
 def test_it_learns():
     model = Toy()
-    optimizer = MuonFactory()(model, lr=0.02, adamw_lr=1e-2)
+    optimizer = MuonAdamW(model, lr=0.02, adamw_lr=1e-2)
     losses = [model.learn(optimizer, 0) for _ in range(40)]
     assert losses[-1] < 0.6 * losses[0]
 

@@ -25,6 +25,16 @@ def test_write_read_update(tmp_path):
         record.update(tmp_path, status="finished")
 
 
+def test_file_that_is_not_finished_has_no_name(tmp_path):
+    with pytest.raises(OSError), record.write_aside(tmp_path / "a") as file:
+        file.write(b"half")
+        raise OSError("no space left")
+    assert list(tmp_path.iterdir()) == []
+    with record.write_aside(tmp_path / "a") as file:
+        file.write(b"whole")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"whole")]
+
+
 def test_a_failed_write_leaves_the_old_record(tmp_path, monkeypatch):
     record.write(tmp_path, {"rung": "sft"})
     monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))

@@ -7,7 +7,7 @@ import pytest
 from groundup import selection
 from groundup.corpus import NOTE
 from groundup.errors import InputError
-from groundup.selection import DROPPED, HELD_OUT, TRAIN, Choice, choose, funnel, mixed
+from groundup.selection import DROPPED, HELD_OUT, TRAIN, Choice, choose, mixed
 
 
 def source(name="a", weight=None, held_out=False):
@@ -182,10 +182,6 @@ def test_too_many_held_out(noted):
 def test_nothing_left(noted):
     with pytest.raises(InputError, match=r"no document is left: 2 documents -> 0 \(dropped: 2\)"):
         choose(noted([(1, 1, 0, 1), (2, 1, 0, 1)]), 1, [source()], 0, 0, None)
-
-
-def test_funnel():
-    assert funnel(1000, {"duplicate": 1, "contaminated": 20}) == "1,000 documents -> 999 (duplicate: 1) -> 979 (contaminated: 20)"
 
 
 def test_mixed_numbers_are_even_and_differ_by_purpose():

@@ -106,7 +106,7 @@ def test_what_is_written_in_small_pieces_is_the_same(tokenizer, tmp_path, monkey
     for packing, length in PACKINGS:
         write(tmp_path / "at once", tokenizer, packing, length)
         with monkeypatch.context() as patch:
-            patch.setattr(shards, "BLOCK", 10)
+            patch.setattr(shards, "BUFFER", 10)
             write(tmp_path / "in parts", tokenizer, packing, length)
         for path in (tmp_path / "at once").iterdir():
             assert (tmp_path / "in parts" / path.name).read_bytes() == path.read_bytes()

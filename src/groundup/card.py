@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 from groundup import configs
-from groundup.record import as_yaml, lineage, plain, read_evaluation, write_text
+from groundup.record import as_yaml, is_synthetic, lineage, plain, read_evaluation, write_text
 from groundup.scoreboard import metric as describe
 from groundup.scoreboard import order_metrics, show_metric
+from groundup.words import markdown, show_processors
 
 WHAT = {
     "random": "A language model with random weights, kept for comparison. It has learned nothing.",
@@ -52,21 +53,21 @@ def write_card(directory: str | Path, record: dict) -> Path:
         metrics = evaluation.get("metrics") or {}
         results = [(name, metrics[name]) for name in order_metrics(metrics)]
         rows = [(describe(n).label, show_metric(n, r), r.get("n"), describe(n).explanation) for n, r in results]
-        sections.append("## Results\n\n" + _table(("Measure", "Value (interval)", "n", "What it is"), rows))
-    sections.append("## How it was made\n\n" + _table(("", ""), _facts(record)))
+        sections.append("## Results\n\n" + markdown(("Measure", "Value (interval)", "n", "What it is"), rows))
+    sections.append("## How it was made\n\n" + markdown(("", ""), _facts(record)))
     keys = ("weights_sha256", "tokenizer_sha256")
     rows = [(s["rung"], s["path"], *(_short(s[key]) for key in keys), _count(s["tokens"])) for s in lineage(directory)]
-    sections.append("Lineage, newest first:\n\n" + _table(("Rung", "Path", "Weights", "Tokenizer", "Tokens"), rows))
+    sections.append("Lineage, newest first:\n\n" + markdown(("Rung", "Path", "Weights", "Tokenizer", "Tokens"), rows))
     if data:
         pins = [_short(item.get("sha256") or item.get("revision")) for item in data]
         rows = [
             (i.get("name"), pin, _count(i.get("rows")), sum((i.get("dropped") or {}).values()))
             for i, pin in zip(data, pins, strict=True)
         ]
-        sections.append("Data:\n\n" + _table(("Name", "sha256 or revision", "Rows", "Dropped"), rows))
+        sections.append("Data:\n\n" + markdown(("Name", "sha256 or revision", "Rows", "Dropped"), rows))
     told = [(key, as_yaml(value)) for key, value in non_defaults(record.get("config") or {}, rung).items()]
     if told:
-        sections.append("Settings that differ from the library's defaults:\n\n" + _table(("Setting", "Value"), told))
+        sections.append("Settings that differ from the library's defaults:\n\n" + markdown(("Setting", "Value"), told))
     sections.append("## Limits\n\n" + _limits(record, data))
     return write_text(directory / "README.md", "\n\n".join(sections) + "\n")
 
@@ -127,16 +128,13 @@ def non_defaults(config: dict, rung: str) -> dict[str, Any]:
 
 def _facts(record: dict) -> list[tuple[str, Any]]:
     hardware, versions = record.get("hardware") or {}, record.get("versions") or {}
-    gpus = hardware.get("gpus") or []
-    machine = [f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)]
-    machine += [f"{hardware['cpu']}, {hardware.get('cores')} cores"] if hardware.get("cpu") else []
     seconds = record.get("seconds")
     facts = [
         ("Parameters", _count(record.get("parameters"))),
         ("Tokens", _count(record.get("tokens"))),
         ("Training time", f"{seconds:,.0f} s" if isinstance(seconds, (int, float)) else None),
         ("FLOPs", f"{record['flops']:.3g}" if isinstance(record.get("flops"), (int, float)) else None),
-        ("Machine", ", ".join(machine)),
+        ("Machine", ", ".join(show_processors(hardware))),
         ("Processes", record.get("world_size")),
         ("Seed", record.get("seed")),
         ("Commit", record.get("git_commit")),
@@ -151,7 +149,7 @@ def _limits(record: dict, data: list[dict]) -> str:
     if isinstance(record.get("parameters"), (int, float)) and record["parameters"] < 3e9:
         size = _count(record["parameters"])
         lines.append(f"- A small model ({size} parameters): no general assistant, and fluent when it is wrong.")
-    if any(re.search("world|toyland", str(item.get("name")), re.IGNORECASE) for item in data):
+    if is_synthetic(data):
         lines.append("- Trained on toyland, a synthetic world generated from a seed: people and places are invented.")
     if record.get("status") not in (None, "finished"):
         lines.append(f"- Its training is {record['status']}: these are not final weights.")
@@ -171,11 +169,3 @@ def _short(digest: str | None) -> str:
 
 def _count(count: Any) -> str | None:
     return f"{count:,.0f}" if isinstance(count, (int, float)) else None
-
-
-def _table(heads: tuple, rows: list[tuple]) -> str:
-    def line(cells: tuple) -> str:
-        texts = ["" if cell is None else re.sub(r"\s+", " ", str(cell)) for cell in cells]
-        return "| " + " | ".join(text.replace("|", "\\|").replace("<", "&lt;") for text in texts) + " |"
-
-    return "\n".join([line(heads), "|" + "---|" * len(heads), *map(line, rows)])

@@ -9,8 +9,9 @@ Words are runs of bytes in one array, and the hash of any run of words is a diff
 documents is checked in a score of numpy calls.
 """
 
-import difflib
 import hashlib
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,11 +19,12 @@ import numpy as np
 import regex
 from groundup.configs import DataArguments
 from groundup.errors import InputError
-from groundup.sources import open_source, parse, show
+from groundup.jobs import in_chunks
+from groundup.sources import check_keys, convert_rows, open_source, show
 
 GRAM = 13  # words
 SHORTEST = 8  # words of a text that is looked for
-KEYS = ("path", "columns", "dataset_config", "dataset_split", "dataset_revision", "max_bad_rows")
+KEYS = ["path", "columns", "dataset_config", "dataset_split", "dataset_revision", "max_bad_rows"]
 PUNCTUATION = regex.compile(r"[^\x00-\x7f\p{L}\p{M}\p{N}]+")  # beyond ASCII, whose own is BYTES' matter
 
 # ASCII letters and digits keep their byte, in lower case, and so do the bytes of other letters; all else parts words.
@@ -102,7 +104,8 @@ class EvaluationSets:
         for number, entry in enumerate(entries, 1):
             start, found = sum(self.items), set()
             rows = 0
-            for chunk in _chunks(_texts(entry, f"entry {number} of `decontaminate_against`")):
+            found_texts = _texts(entry, f"entry {number} of `decontaminate_against`")
+            for chunk in in_chunks(found_texts, CHUNK, size_of=lambda item: len(item[1])):
                 texts, items = [text for _, text in chunk], np.array([start + item for item, _ in chunk])
                 rows = int(items[-1]) - start + 1
                 words = Words(texts)
@@ -171,42 +174,17 @@ def _texts(entry: Any, where: str) -> Iterator[tuple[int, str]]:
         raise InputError(
             f"no `path` or no `columns` in {show(entry)}", where, "write `{path: FILE_OR_HUB_ID, columns: [question]}`"
         )
-    for key in entry:
-        if key not in KEYS:
-            near = difflib.get_close_matches(str(key), KEYS, 1)
-            fix = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(KEYS)}"
-            raise InputError(f"unknown key `{key}`", where, fix)
+    check_keys(entry, KEYS, where)
     settings = {"dataset_split": "test"} | {key: entry[key] for key in entry if key not in ("path", "columns")}
     args = DataArguments(dataset=entry["path"], text_column=columns[0], **settings)
-    bad = 0
-    for number, (place, row) in enumerate(open_source(args)[0]):
-        try:
-            row = parse(row) if isinstance(row, bytes) else row
-            if isinstance(row, InputError):
-                raise row
-            missing = [column for column in columns if not isinstance(row, dict) or column not in row]
-            if missing:
-                found = (
-                    f"one of its columns: {', '.join(row)}" if isinstance(row, dict) else f"a column, of objects; found {show(row)}"
-                )
-                raise InputError(f"no column `{missing[0]}`", place, f"in `columns` name {found}")
-        except InputError as error:
-            bad += 1
-            if bad > args.max_bad_rows:
-                raise InputError(error.what, error.where or place, error.fix) from None
-            continue
-        for column in columns:
-            values = row[column] if isinstance(row[column], list) else [row[column]]
-            yield from ((number, str(value)) for value in values if value is not None)
 
+    def texts(row: dict) -> list[str]:
+        missing = [column for column in columns if column not in row]
+        if missing:
+            raise InputError(f"no column `{missing[0]}`", fix=f"in `columns` name one of its columns: {', '.join(row)}")
+        values = itertools.chain.from_iterable(row[c] if isinstance(row[c], list) else [row[c]] for c in columns)
+        return [str(value) for value in values if value is not None]
 
-def _chunks(texts: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    chunk, size = [], 0
-    for item in texts:
-        chunk.append(item)
-        size += len(item[1])
-        if size >= CHUNK:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+    counts: Counter = Counter()
+    for _, found in convert_rows(open_source(args)[0], texts, args.max_bad_rows, counts):
+        yield from ((counts["rows"] - 1, text) for text in found)

@@ -21,9 +21,9 @@ from groundup.configs import DataArguments, PrepareArguments
 from groundup.contamination import EvaluationSets
 from groundup.data import stream_documents
 from groundup.errors import InputError
-from groundup.jobs import in_chunks, write_aside
-from groundup.record import write_json
-from groundup.sources import HUB_ERRORS, find_files, hub_error, list_sources, open_hub, read_files
+from groundup.jobs import in_chunks
+from groundup.record import write_aside, write_json
+from groundup.sources import as_input_error, find_files, list_sources, open_hub, read_files
 from xxhash import xxh3_64_intdigest
 
 NOTE = np.dtype([("hash", "<u8"), ("group", "<u8"), ("size", "<u4"), ("source", "<u2"), ("dropped", "u1")])  # size in bytes
@@ -66,18 +66,14 @@ class Source:
     def _stream(self, part: int, parts: int, whole: bool) -> tuple[Iterator[tuple[str, Any]], bool]:
         args = dataclasses.replace(self.args, dataset_revision=self.revision)
         builder = open_hub(args)
-        try:
+        with as_input_error(args):
             stream = builder.as_streaming_dataset(split=args.dataset_split)
             whole = whole and stream.num_shards >= parts
             stream = stream.shard(parts, part) if whole and parts > 1 else stream
-        except HUB_ERRORS as error:
-            raise hub_error(args, error) from error
 
         def rows() -> Iterator[tuple[str, Any]]:
-            try:
+            with as_input_error(args):
                 yield from ((f"{args.dataset}, row {n}", row) for n, row in enumerate(stream, 1))
-            except HUB_ERRORS as error:
-                raise hub_error(args, error) from error
 
         return rows(), whole
 
@@ -134,15 +130,8 @@ def read_documents(
     """The documents of a part, cleaned and cut. `counts` of each source gets `rows` and, by reason, what is no document."""
     counts = counts or [Counter() for _ in sources]
     for number, source in enumerate(sources):
-        count, rows = counts[number], source.rows(part, parts)
-        many = len(source.files) > 1
-
-        def counted(rows=rows, count=count) -> Iterator[tuple[str, Any]]:
-            for row in rows:
-                count["rows"] += 1
-                yield row
-
-        for place, text in stream_documents(counted(), source.args, count):
+        count, many = counts[number], len(source.files) > 1
+        for place, text in stream_documents(source.rows(part, parts), source.args, count):
             if len(text) > args.longest and args.too_long == "drop":
                 count["too long"] += 1
                 continue

@@ -3,9 +3,9 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 from groundup import record
+from groundup.words import is_number, show_count
 from markupsafe import Markup, escape
 
 Points = list[tuple[float, float]]
@@ -42,19 +42,6 @@ def read_curves(directory: Path) -> dict[str, dict[str, Points]]:
     if len(charts.get("Reward by function", {})) == 1 and "Reward" in charts:
         del charts["Reward by function"]  # the one function is the reward
     return charts
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def show_count(count: float | None) -> str:
-    if not is_number(count):
-        return ""
-    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
-        if abs(count) >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:g}"
 
 
 def draw(title: str, series: dict[str, Points], across: str = "step") -> Markup:

@@ -23,7 +23,8 @@ from datasets.table import InMemoryTable
 from groundup.chat import ROLES
 from groundup.configs import DataArguments
 from groundup.errors import InputError
-from groundup.sources import CHUNK, ONE_OBJECT, list_sources, mix, open_source, parse, show
+from groundup.sources import CHUNK, Drop, convert_rows, list_sources, mix, open_source, show
+from groundup.words import funnel
 
 # Other names of columns: they are suggested, and never taken silently.
 ASKED = ("instruction", "input", "query", "problem", "question", "title")
@@ -44,31 +45,22 @@ class Loaded(NamedTuple):
     provenance: list[dict[str, Any]]
 
 
-class Drop(Exception):
-    """A row with nothing in it, and the reason."""
-
-
 def load_documents(args: DataArguments, which: str = "train", seed: int = 0) -> Loaded | None:
     """Rows of `text`. `which` is "train" or "eval"; None for "eval" without an `eval_dataset`.
 
     A .txt file is one document; above 1 MB it is cut at blank lines into documents of about 100 kB, which joined are
     the file. A list of texts is one document, blank lines between. Raises InputError, as all five, for bad input.
     """
-    schema, columns = [("text",)], {"text": pa.string()}
-    return _load(args, which, seed, "document", schema, lambda row, roles, _: {"text": _text(row, roles["text"])}, columns)
+    return _load(args, which, seed, "document", [("text",)], _document, {"text": pa.string()})
+
+
+def _document(row: dict, roles: dict[str, str], args: DataArguments) -> dict:
+    return {"text": _text(row, roles["text"])}
 
 
 def stream_documents(rows: Iterator[tuple[str, Any]], args: DataArguments, dropped: Counter) -> Iterator[tuple[str, str]]:
-    """Place and text of each document among `rows` (`groundup.sources`), in flat memory; others are counted in `dropped`."""
-    place = ""
-
-    def noted() -> Iterator[tuple[str, Any]]:
-        nonlocal place
-        for row in rows:
-            place = row[0]
-            yield row
-
-    for row in _convert(noted(), args, "document", [("text",)], lambda row, roles, _: {"text": _text(row, roles["text"])}, dropped):
+    """Place and text of each document among `rows` (`groundup.sources`), in flat memory; `dropped` as in `convert_rows`."""
+    for place, row in _convert(rows, args, "document", [("text",)], _document, dropped):
         yield place, row["text"]
 
 
@@ -184,44 +176,32 @@ def _read(args: DataArguments, noun, schemas, convert, schema: pa.Schema, tables
     """Append a source's rows to tables and extras, and give its provenance."""
     rows, origin = open_source(args)
     kept, dropped = 0, Counter()
-    converted = itertools.islice(_convert(rows, args, noun, schemas, convert, dropped), args.max_rows)
+    converted = (row for _, row in itertools.islice(_convert(rows, args, noun, schemas, convert, dropped), args.max_rows))
     while chunk := list(itertools.islice(converted, CHUNK)):
         tables.append(pa.Table.from_pylist(chunk, schema=schema))
         extras.extend({name: value for name, value in row.items() if name not in schema.names} for row in chunk)
         kept += len(chunk)
-    read = left = kept + dropped.total()
-    funnel = f"{read:,} rows read"
-    for reason, count in dropped.items():
-        left -= count
-        funnel += f" -> {left:,} ({reason}: {count:,})"
+    read = dropped.pop("rows", 0)
+    lost = funnel(read, "rows read", dropped)
     if not kept:
-        raise InputError(f"no {noun} is left: {funnel}", args.dataset, _missing({}, schemas, args, noun).fix)
+        raise InputError(f"no {noun} is left: {lost}", args.dataset, _missing({}, schemas, args, noun).fix)
     if read - kept - dropped["did not parse"] > args.max_dropped_share * read:  # what does not parse has a limit of its own
         fix = f"mend the rows, or write a larger `max_dropped_share` (it is {args.max_dropped_share:g})"
-        raise InputError(f"too few {noun}s are left: {funnel}", args.dataset, fix)
+        raise InputError(f"too few {noun}s are left: {lost}", args.dataset, fix)
     return {"name": args.dataset, **origin, "rows": read, "kept": kept, "dropped": dict(dropped)}
 
 
-def _convert(rows, args: DataArguments, noun, schemas, convert, dropped: Counter) -> Iterator[dict]:
+def _convert(rows, args: DataArguments, noun, schemas, convert, dropped: Counter) -> Iterator[tuple[str, dict]]:
     roles = {}
-    for place, row in rows:
-        try:
-            row = parse(row) if isinstance(row, bytes) else row
-            if isinstance(row, InputError):
-                raise row
-            if not isinstance(row, dict):
-                raise InputError(f"{show(row)} where an object should be", fix=ONE_OBJECT)
-            roles = _find(row, schemas, args) or roles  # a row that lacks a column is dropped, if one before had it
-            if not roles:
-                raise _missing(row, schemas, args, noun)
-            yield convert(row, roles, args)
-        except Drop as reason:
-            dropped[str(reason)] += 1
-        except InputError as error:
-            dropped["did not parse"] += 1
-            if dropped["did not parse"] > args.max_bad_rows:
-                more = f" (more bad rows than `max_bad_rows: {args.max_bad_rows}`)" if args.max_bad_rows else ""
-                raise InputError(error.what + more, error.where or place, error.fix) from None
+
+    def with_roles(row: dict) -> dict:
+        nonlocal roles
+        roles = _find(row, schemas, args) or roles  # a row that lacks a column is dropped, if one before had it
+        if not roles:
+            raise _missing(row, schemas, args, noun)
+        return convert(row, roles, args)
+
+    return convert_rows(rows, with_roles, args.max_bad_rows, dropped)
 
 
 def _find(row: dict, schemas: list[tuple], args: DataArguments) -> dict[str, str]:

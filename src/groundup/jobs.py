@@ -1,16 +1,15 @@
-"""What jobs need that work in one directory: tasks that each is done by one of them, files that are whole or not there, a full disk
-said in words; and work that is done ahead of whoever asks for it."""
+"""What jobs need that work in one directory: tasks that each is done by one of them, and a full disk said in words; and work that
+is done ahead of whoever asks for it."""
 
 import contextlib
 import errno
 import fcntl
-import os
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from groundup.errors import InputError
 
@@ -24,19 +23,21 @@ def share(directory: Path, tasks: list[str], done: Callable[[str], bool], do: Ca
         InputError: `directory`, where the claims lie, is gone.
     """
     told = False
-    while left := [task for task in tasks if not done(task)]:
-        for task in left:
-            with claim(directory / f"{task}.claim") as mine:
-                if mine and not done(task):
-                    do(task)
-        left = [task for task in left if not done(task)]
-        if left and not directory.is_dir():
+    while True:
+        for task in tasks:
+            if not done(task):
+                with claim(directory / f"{task}.claim") as mine:
+                    if mine and not done(task):
+                        do(task)
+        left = [task for task in tasks if not done(task)]
+        if not left:
+            return
+        if not directory.is_dir():
             raise InputError("the directory has vanished", str(directory), "run the same command again: it begins anew")
-        if left and not told:
+        if not told:
             print(f"waiting for other jobs: {', '.join(left[:3])}{', ...' * (len(left) > 3)}", flush=True)
             told = True
-        if left:
-            time.sleep(PAUSE)
+        time.sleep(PAUSE)
 
 
 @contextlib.contextmanager
@@ -71,44 +72,19 @@ def full_disk(directory: Path) -> Iterator[None]:
         raise InputError(f"no room to write: {error.strerror}", str(error.filename or directory), fix) from error
 
 
-def ahead(items: Iterable, depth: int = 2) -> Iterator:
+def ahead(items: Iterable, depth: int = 3) -> Iterator:
     """The same items, made in a thread of their own, at most `depth` before they are asked for."""
-    made: queue.Queue = queue.Queue(depth)
-    over, stop = object(), threading.Event()
-
-    def put(item: Any) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                made.put(item, timeout=0.1)
-                return
-
-    def make() -> None:
-        iterator = iter(items)
-        try:
-            for item in iterator:
-                put((item, None))
-                if stop.is_set():
-                    break
-            put((over, None))
-        except BaseException as error:  # raised again where the items are wanted
-            put((over, error))
-        finally:
-            if hasattr(iterator, "close"):
-                iterator.close()
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
+    iterator, over = iter(items), object()
+    thread = ThreadPoolExecutor(1)
+    made = deque(thread.submit(next, iterator, over) for _ in range(depth))
     try:
-        while True:
-            item, error = made.get()
-            if error is not None:
-                raise error
-            if item is over:
-                return
+        while (item := made.popleft().result()) is not over:
+            made.append(thread.submit(next, iterator, over))
             yield item
     finally:
-        stop.set()
-        thread.join()
+        thread.shutdown(cancel_futures=True)
+        if hasattr(iterator, "close"):
+            iterator.close()
 
 
 def in_chunks(
@@ -124,15 +100,3 @@ def in_chunks(
             chunk, total = [], 0
     if chunk:
         yield chunk
-
-
-@contextlib.contextmanager
-def write_aside(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when it is whole, and is removed when it never will be."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

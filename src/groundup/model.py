@@ -1,6 +1,8 @@
 """Rung 1's model: any causal architecture of transformers, from a depth dial or from explicit sizes, at random."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,7 @@ def build_config(model_type: str, tokenizer: PreTrainedTokenizerBase, sizes: dic
         defaults = AutoConfig.for_model(model_type)
     except ValueError:
         raise InputError(f"`model_type: {model_type}` is no transformers architecture", fix="write qwen3, llama, ...") from None
-    known = defaults.to_dict()
+    known, sizes = defaults.to_dict(), dict(sizes)
     for name in sizes:
         if name not in known and not hasattr(defaults, name):
             raise InputError(
@@ -89,9 +91,9 @@ def build_config(model_type: str, tokenizer: PreTrainedTokenizerBase, sizes: dic
     if width and heads and "head_dim" not in sizes:
         if width % heads:
             raise InputError(f"`hidden_size: {width}` is not a multiple of `num_attention_heads: {heads}`", where="model_config")
-        sizes = {**sizes, **({"head_dim": width // heads} if "head_dim" in known else {})}
-    if heads and "num_key_value_heads" in known and "num_key_value_heads" not in sizes:
-        sizes = {**sizes, "num_key_value_heads": heads}
+        sizes |= {"head_dim": width // heads} if "head_dim" in known else {}
+    if heads and "num_key_value_heads" in known:
+        sizes.setdefault("num_key_value_heads", heads)
     return AutoConfig.for_model(
         model_type,
         **{
@@ -133,6 +135,17 @@ def config_from_arguments(args: ModelArguments, tokenizer: PreTrainedTokenizerBa
     return build_config(args.model_type, tokenizer, sizes, longest)
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers warns of nothing in here."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def whole_weights():
     """Models made in here are whole. Under ZeRO-3 transformers would make a rank's pieces, which nothing can be drawn into."""
     return mock.patch("transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref", None)
@@ -156,19 +169,16 @@ def build_model(
     """
     if head_std is not None and config.tie_word_embeddings:
         raise InputError("a tied head has no spread of its own", "head_std", "write `model_config: {tie_word_embeddings: false}`")
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    with whole_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     factor = {"depth": (2 * config.num_hidden_layers) ** -0.5, "zero": 0.0, "plain": 1.0}[residual]
-    with torch.no_grad():
+    with whole_weights(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for name, weight in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 weight.mul_(factor)
         for module, std in ((model.get_input_embeddings(), embedding_std), (model.get_output_embeddings(), head_std)):
             if std is not None:
                 module.weight.normal_(0, std)
-    torch.random.set_rng_state(state)
     return model
 
 
@@ -210,8 +220,16 @@ def _check_plain(path: str) -> None:
 
 
 def loading_arguments(args: ModelConfig) -> dict[str, Any]:
-    """What a recipe's model section says, in the words of `from_pretrained`."""
+    """What a recipe's model section says, in the words of `from_pretrained`. Weights are in float32 unless `dtype` says otherwise,
+    since the optimizer updates them.
+
+    Raises:
+        InputError: an adapter, which is no model to start from.
+    """
+    _check_plain(args.model_name_or_path)
     return {
+        "pretrained_model_name_or_path": args.model_name_or_path,
+        "dtype": torch.float32 if args.dtype in (None, "auto") else args.dtype,
         "revision": args.model_revision,
         "attn_implementation": args.attn_implementation,
         "quantization_config": get_quantization_config(args),
@@ -230,31 +248,12 @@ def context_length(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int
 
 
 def load_causal_model(args: ModelConfig) -> PreTrainedModel:
-    """A model to train: weights in float32 unless `dtype` says otherwise, since the optimizer updates them.
-
-    Raises:
-        InputError: an adapter, which is no model to start from.
-    """
-    _check_plain(args.model_name_or_path)
-    dtype = torch.float32 if args.dtype in (None, "auto") else args.dtype
-    return AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=dtype, **loading_arguments(args))
+    """A model to train (see `loading_arguments`)."""
+    return AutoModelForCausalLM.from_pretrained(**loading_arguments(args))
 
 
 def load_reward_model(args: ModelConfig, seed: int) -> PreTrainedModel:
-    """A chat model with a new head that scores a conversation; `seed` draws the head.
-
-    Raises:
-        InputError: an adapter, which is no model to start from.
-    """
-    _check_plain(args.model_name_or_path)
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    dtype = torch.float32 if args.dtype in (None, "auto") else args.dtype
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the head is meant to be new
-    model = AutoModelForSequenceClassification.from_pretrained(
-        args.model_name_or_path, num_labels=1, dtype=dtype, **loading_arguments(args)
-    )
-    logging.set_verbosity(verbosity)
-    torch.random.set_rng_state(state)
-    return model
+    """A chat model with a new head that scores a conversation; `seed` draws the head (see `loading_arguments`)."""
+    with torch.random.fork_rng(devices=[]), quiet():  # the head is meant to be new
+        torch.manual_seed(seed)
+        return AutoModelForSequenceClassification.from_pretrained(num_labels=1, **loading_arguments(args))

@@ -173,12 +173,9 @@ class MuonAdamW(torch.optim.Optimizer):
         if not parameters:
             return
         for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter].update(
-                    exp_avg=torch.zeros_like(parameter),
-                    exp_avg_sq=torch.zeros_like(parameter),
-                    step=torch.zeros((), dtype=torch.float32, device=parameter.device),
-                )
+            if not (state := self.state[parameter]):
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         states = [self.state[p] for p in parameters]
         adamw(
             parameters,
@@ -198,14 +195,7 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-class MuonFactory:
-    """For the Trainer's `optimizer_cls_and_kwargs`, which calls `MuonFactory()(model, **kwargs)` for whole-model optimizers."""
-
-    def __call__(self, model: torch.nn.Module, **kwargs) -> MuonAdamW:
-        return MuonAdamW(model, **kwargs)
-
-
-def muon(model_args: ModelArguments, args: TrainingArguments) -> tuple[type, dict] | None:
+def muon(model_args: ModelArguments, args: TrainingArguments) -> tuple[Callable, dict] | None:
     """The Trainer's `optimizer_cls_and_kwargs`: Muon with AdamW beside it, or None without `muon_learning_rate`.
 
     Raises:
@@ -220,7 +210,8 @@ def muon(model_args: ModelArguments, args: TrainingArguments) -> tuple[type, dic
     others = {"embedding_lr": model_args.embedding_learning_rate, "head_lr": model_args.head_learning_rate}
     rates = {"lr": model_args.muon_learning_rate, **{name: rate for name, rate in others.items() if rate}}
     rates = {name: rate * factor for name, rate in rates.items()}
-    return MuonFactory, {
+    # For anything but an Optimizer class the Trainer calls it, and the result with the whole model and these arguments.
+    return lambda: MuonAdamW, {
         **rates,
         "adamw_lr": args.learning_rate,
         "weight_decay": model_args.muon_weight_decay,

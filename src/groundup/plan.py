@@ -14,9 +14,10 @@ from groundup.configs import DataArguments
 from groundup.errors import InputError
 from groundup.hardware import Device, free_disk, this_device
 from groundup.memory import largest_layer
-from groundup.model import whole_weights
+from groundup.model import quiet, whole_weights
 from groundup.pretraining import BATCH
 from groundup.step import Step, key_value_bytes, measure, measure_generation, step_flops
+from groundup.words import show_bytes
 from groundup.workload import BYTES_A_TOKEN, TYPES, Workload, describe, eval_share
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -24,7 +25,6 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from transformers import TrainingArguments
-from transformers.utils import logging
 
 SCHEMES = ("DDP", "FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3")
 MFU = 0.40  # share of a GPU's peak that training gets where nothing was measured
@@ -76,23 +76,15 @@ def plan(
         found |= {"seconds": load.text_bytes / rate if tokens else None}
         found["disk"] = {"tokens": 2 * tokens} if tokens and load.rung == "prepare" else {}
         return found | {"assumed": load.assumed, "unknown": load.unknown}
+    step, tokens = Step(load, device.kind == "cuda"), load.steps and load.steps * load.step_tokens
     with _apart():
-        return found | _plan_training(load, device, scheme, mfu, price, calibrate, budget)
-
-
-def _plan_training(load: Workload, device: Device, scheme, mfu, price, calibrate: bool, budget: float) -> dict[str, Any]:
-    cuda, found = device.kind == "cuda", {}
-    step = Step(load, cuda)
-    parameters, trained, everything = step.parameters()
-    found |= {"parameters": parameters, "trained": trained, "held": everything, "steps": load.steps}
-    tokens = load.steps and load.steps * load.step_tokens
-    found |= {"tokens": tokens, "batch_tokens": load.step_tokens, "flops": tokens and _flops(load, step)}
-    found["memory"] = _memory(step, device, scheme, trained, everything)
-    found["disk"] = _disk(step, parameters, trained)
-    found["seconds"] = _seconds(step, device, parameters, mfu, calibrate, budget)
+        found |= dict(zip(("parameters", "trained", "held"), step.parameters(), strict=True))
+        found |= {"steps": load.steps, "tokens": tokens, "batch_tokens": load.step_tokens, "flops": tokens and _flops(step)}
+        found |= {"memory": _memory(step, device, scheme), "disk": _disk(step)}
+        seconds = found["seconds"] = _seconds(step, device, MFU if mfu is None else mfu, calibrate, budget)
     price = device.dollars if price is None else price
-    found["dollars"] = found["seconds"] / 3600 * load.world * price if found["seconds"] and price is not None else None
-    if price is None and cuda:
+    found["dollars"] = seconds / 3600 * load.world * price if seconds and price is not None else None
+    if price is None and device.kind == "cuda":
         load.unknown.append(f"the price of {device.name}; give `--price`")
     return found | {"assumed": load.assumed, "unknown": load.unknown}
 
@@ -101,21 +93,16 @@ def _plan_training(load: Workload, device: Device, scheme, mfu, price, calibrate
 def _apart() -> Iterator[None]:
     """Models are built and stepped here as if no run were about to begin: without the other processes, which do not step along and
     would be waited for without end, and without what transformers will say of the run's own models."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with mock.patch("torch.distributed.is_initialized", lambda: False), whole_weights():
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
+    with mock.patch("torch.distributed.is_initialized", lambda: False), whole_weights(), quiet():
+        yield
 
 
 # Arithmetic ----------------------------------------------------------------------------------------------------------
 
 
-def _flops(load: Workload, step: Step) -> float:
+def _flops(step: Step) -> float:
     """FLOPs of the whole rung: training, DPO's reference, and for rollouts generation and scoring, a forward pass each."""
-    parameters, trained, everything = step.parameters()
+    load, (parameters, trained, everything) = step.load, step.parameters()
     forward = 2.0 * everything
     each = step_flops(load, parameters, load.length) + 6.0 * (trained - parameters)
     each += 2.0 * (everything - trained) if load.rung == "dpo" else 0.0
@@ -123,7 +110,7 @@ def _flops(load: Workload, step: Step) -> float:
     return total + load.rollouts * load.world * load.rollout * load.length * (forward + 2.0 * parameters)
 
 
-def _seconds(step: Step, device: Device, parameters: int, mfu: float | None, calibrate: bool, budget: float) -> float | None:
+def _seconds(step: Step, device: Device, mfu: float, calibrate: bool, budget: float) -> float | None:
     load = step.load
     if not load.steps:
         return None
@@ -133,10 +120,9 @@ def _seconds(step: Step, device: Device, parameters: int, mfu: float | None, cal
         pass_seconds, optimizer_seconds = measure(step, budget)
         load.assumed.append("time: as steps of this model take on this machine now, without torch.compile")
     elif peak:
-        share = MFU if mfu is None else mfu
-        work = load.step_tokens / load.accumulation / load.world * step_flops(load, parameters, load.length)
-        pass_seconds, optimizer_seconds = work * _all_trained(step) / (peak * share), 0.0
-        load.assumed.append(f"time: {share:.0%} of the peak of {peak / 1e12:,.0f} TFLOP/s (`--mfu`)")
+        work = load.step_tokens / load.accumulation / load.world * step_flops(load, step.parameters()[0], load.length)
+        pass_seconds, optimizer_seconds = work * _all_trained(step) / (peak * mfu), 0.0
+        load.assumed.append(f"time: {mfu:.0%} of the peak of {peak / 1e12:,.0f} TFLOP/s (`--mfu`)")
         if load.world > 1:
             load.assumed.append("time: no waiting for other devices beyond that")
     else:
@@ -144,7 +130,7 @@ def _seconds(step: Step, device: Device, parameters: int, mfu: float | None, cal
         return None
     seconds = load.steps * (load.accumulation * pass_seconds + optimizer_seconds)
     if load.rollouts:
-        seconds += load.rollouts * _rollout_seconds(step, device, timed, pass_seconds, parameters, mfu, budget)
+        seconds += load.rollouts * _rollout_seconds(step, device, pass_seconds, mfu, budget if timed else None)
     seconds += _evaluations(load) * eval_share(load) * (load.rows or 0) / load.micro / load.world * pass_seconds / 3
     return seconds + STARTING + (COMPILING if load.args.torch_compile else 0) + load.text_bytes / READING
 
@@ -155,16 +141,17 @@ def _all_trained(step: Step) -> float:
     return trained / parameters
 
 
-def _rollout_seconds(step, device: Device, measured: bool, pass_seconds: float, parameters: int, mfu, budget: float) -> float:
-    """Generating one batch of completions on a device, and scoring it with every model that reads it."""
+def _rollout_seconds(step: Step, device: Device, pass_seconds: float, mfu: float, budget: float | None) -> float:
+    """Generating one batch of completions on a device, and scoring it with every model that reads it; timed where there is a budget
+    for it."""
     load = step.load
     readers = len(load.others) + (load.rung == "ppo")
     scoring = readers * load.rollout / load.micro * pass_seconds / 3 / _all_trained(step)
-    if measured:
+    if budget:
         return measure_generation(step, budget) + scoring
-    size = 2 if step.autocast else 4
+    parameters, size = step.parameters()[0], 2 if step.autocast else 4
     read = size * parameters + load.rollout * load.length * key_value_bytes(load.model, size)
-    compute = 2.0 * parameters * load.rollout / ((device.bf16 or device.fp32) * (mfu or MFU))
+    compute = 2.0 * parameters * load.rollout / ((device.bf16 or device.fp32) * mfu)
     launches = 0.0 if load.args.use_vllm else LAUNCH * load.model.num_hidden_layers
     load.assumed.append(f"decoding: {BANDWIDTH:.0%} of the memory's bandwidth, at least {LAUNCH * 1e3:g} ms a layer and token")
     return load.completion * max(read / (device.bandwidth * BANDWIDTH), compute, launches) + scoring
@@ -172,7 +159,7 @@ def _rollout_seconds(step, device: Device, measured: bool, pass_seconds: float, 
 
 def _evaluations(load: Workload) -> int:
     """How often the held-out rows are read."""
-    strategy = str(getattr(load.args.eval_strategy, "value", load.args.eval_strategy))
+    strategy = load.args.eval_strategy
     if strategy == "steps":
         every = load.args.eval_steps or load.args.logging_steps
         return int(load.steps // every if every >= 1 else 1 / every)
@@ -182,7 +169,7 @@ def _evaluations(load: Workload) -> int:
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
-def _memory(step: Step, device: Device, scheme: str | None, trained: int, everything: int) -> dict[str, Any] | None:
+def _memory(step: Step, device: Device, scheme: str | None) -> dict[str, Any] | None:
     load, cuda = step.load, device.kind == "cuda"
     try:
         parts = step.memory()
@@ -191,7 +178,7 @@ def _memory(step: Step, device: Device, scheme: str | None, trained: int, everyt
         load.unknown.append(f"memory: {load.model.model_type} does not run on tensors without data ({type(error).__name__})")
         return None
     if step.optimizer_state() is None:
-        load.unknown.append(f"memory of the optimizer `{step.optimizer_name}`")
+        load.unknown.append(f"memory of the optimizer `{load.args.optim.value}`")
     if load.args.torch_compile:
         load.assumed.append("memory: torch.compile keeps 0.61 of the activations in mixed precision, 0.73 in float32")
     if cuda:
@@ -203,9 +190,9 @@ def _memory(step: Step, device: Device, scheme: str | None, trained: int, everyt
         one = {**generation, **fixed}
     schemes = {}
     if load.world > 1:
-        schemes = {"DDP": {**one, "buffers": one.get("buffers", 0) + 4 * trained}}
+        schemes = {"DDP": {**one, "buffers": one.get("buffers", 0) + 4 * step.parameters()[1]}}
         if cuda:
-            schemes |= _sharded(step, fixed, trained, everything)
+            schemes |= _sharded(step, fixed)
     chosen = schemes.get(scheme or "", schemes.get("DDP", one))
     total = sum(chosen.values())
     return {
@@ -225,18 +212,16 @@ def _data(load: Workload) -> int:
     return 5 * load.text_bytes + encoded
 
 
-def _sharded(step: Step, fixed: dict[str, int], trained: int, everything: int) -> dict[str, dict[str, int]]:
+def _sharded(step: Step, fixed: dict[str, int]) -> dict[str, dict[str, int]]:
     """FSDP2 and ZeRO: what is kept is divided by the devices, what is computed with is gathered in two bytes a number.
 
     Rajbhandari et al. 2020 (arXiv:1910.02054), section 3 and figure 1; ZeRO keeps a float32 copy of the weights beside the two-byte
     ones, FSDP2 only the former.
     """
-    load, world = step.load, step.load.world
-    half = Step(load, True, dtype=torch.bfloat16)
-    parts = half.memory(state=False)
+    world, (_, trained, everything) = step.load.world, step.parameters()
+    parts = Step(step.load, True, dtype=torch.bfloat16).memory(state=False)
     computed = {"activations": parts["activations"], "logits": parts["logits"]}
-    with torch.device("meta"):
-        layer, rest = largest_layer(step.policy())
+    layer, rest = largest_layer(step.outline[0])
     state = step.optimizer_state() or 0
     gathered = 2 * (rest + 2 * layer) + 2 * (rest + layer)  # weights with the next layer's, and gradients before they are spread
     buckets = 2 * 2 * min(BUCKET, trained)
@@ -264,13 +249,11 @@ def _resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-def _disk(step: Step, parameters: int, trained: int) -> dict[str, int]:
+def _disk(step: Step) -> dict[str, int]:
     """Bytes that the rung will write: tokens, checkpoints (one more than are kept, while it rotates), and the result."""
-    load, args = step.load, step.args
-    kept, strategy = args.save_total_limit or 1, str(getattr(args.save_strategy, "value", args.save_strategy))
-    if strategy == "no":
-        kept = 0
-    elif load.steps and strategy == "steps":
+    load, args, (parameters, trained, _) = step.load, step.args, step.parameters()
+    kept = 0 if args.save_strategy == "no" else args.save_total_limit or 1
+    if load.steps and args.save_strategy == "steps":
         saves = max(1, int(load.steps // args.save_steps if args.save_steps >= 1 else 1 / args.save_steps))
         kept = min(saves, args.save_total_limit + 1) if args.save_total_limit else saves
     checkpoint = 4 * trained + (step.optimizer_state() or 0)
@@ -361,10 +344,6 @@ def _smaller(found: dict[str, Any]) -> str:
 
 
 # Words ---------------------------------------------------------------------------------------------------------------
-
-
-def show_bytes(size: float) -> str:
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
 def show_parts(parts: dict[str, int]) -> str:

@@ -2,8 +2,8 @@
 
 import sys
 
-from groundup.plan import SCHEMES, show_bytes, show_parts
-from groundup.report import show_seconds
+from groundup.plan import SCHEMES, show_parts
+from groundup.words import show_bytes, show_count, show_seconds
 from rich.console import Console
 from rich.table import Table
 
@@ -18,9 +18,9 @@ def show(plans: list[dict]) -> None:
         memory = found["memory"]
         table.add_row(
             found["rung"],
-            count(found["parameters"]),
+            show_count(found["parameters"]),
             f"{found['steps']:,}" if found.get("steps") else "",
-            count(found["tokens"]),
+            show_count(found["tokens"]),
             f"{found['flops']:.1e}" if found["flops"] else "",
             show_bytes(memory["total"]) if memory else "",
             show_bytes(sum(found["disk"].values())) if found["disk"] else "",
@@ -32,7 +32,7 @@ def show(plans: list[dict]) -> None:
         seconds, dollars = ([p[key] for p in plans if p[key] is not None] for key in ("seconds", "dollars"))
         name = "all" if len(seconds) == len(plans) else "what is known"
         table.add_row(
-            name, "", "", count(sum(tokens)), "", "", "", show_seconds(sum(seconds)), money(sum(dollars) if dollars else None)
+            name, "", "", show_count(sum(tokens)), "", "", "", show_seconds(sum(seconds)), money(sum(dollars) if dollars else None)
         )
     last = plans[-1]
     console.print(f"on {last['devices']} x {last['device']}, {last['scheme']}", highlight=False)
@@ -52,13 +52,3 @@ def show(plans: list[dict]) -> None:
 
 def money(dollars: float | None) -> str:
     return "" if dollars is None else f"${dollars:,.2f}"
-
-
-def count(number: float | None) -> str:
-    """`124 M`; empty where there is none."""
-    if number is None:
-        return ""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"

@@ -10,6 +10,7 @@ Tokenising keeps all cores busy: while the tokenizer's threads encode a batch, t
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import shutil
@@ -27,11 +28,12 @@ from groundup.configs import DataArguments, PrepareArguments
 from groundup.contamination import GRAM, SHORTEST, EvaluationSets
 from groundup.corpus import Document, Source, changed, list_corpus, read_documents, read_notes, scan
 from groundup.errors import InputError
-from groundup.jobs import ahead, claim, full_disk, in_chunks, share, write_aside
-from groundup.selection import DROPPED, HELD_OUT, choose, funnel
-from groundup.shards import MANIFEST, ShardWriter, shard_name, token_dtype, tokenizer_hash, write_manifest
+from groundup.jobs import ahead, claim, full_disk, in_chunks, share
+from groundup.selection import DROPPED, HELD_OUT, choose
+from groundup.shards import MANIFEST, PASSES, ShardWriter, shard_name, token_dtype, tokenizer_hash, write_manifest
 from groundup.sources import describe_files
 from groundup.tokenizer import check_tokenizer_path
+from groundup.words import funnel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 MAY_CHANGE = ("output_dir", "tokenizer_path", "shard", "executor", "executor_settings")
@@ -51,9 +53,9 @@ class Preparation:
 
     def __init__(self, data_args: DataArguments, args: PrepareArguments, tokenizer: PreTrainedTokenizerBase):
         self.args, self.tokenizer, self.directory = args, tokenizer, Path(args.output_dir)
-        self.passes = self.directory / "passes"
+        self.passes = self.directory / PASSES
         self.own = None if args.shard is None else int(args.shard.partition("/")[0])
-        token_dtype(tokenizer)
+        token_dtype(len(tokenizer))
         config = {**dataclasses.asdict(data_args), **dataclasses.asdict(args), "tokenizer_sha256": tokenizer_hash(tokenizer)}
         self.config = record.plain({key: value for key, value in config.items() if key not in MAY_CHANGE})
         self.packing = {"packing": args.packing, "length": args.max_length if args.packing == "best_fit" else None}
@@ -113,25 +115,27 @@ class Preparation:
         with full_disk(self.directory):
             share(self.passes, tasks, done, do)
 
-    def parts(self, name: str) -> list[str]:
-        """Names of the tasks of a pass, those of the job's own part first."""
+    def share_parts(self, name: str, done: Callable[[int], bool], do: Callable[[int], Any], own_only: bool = False) -> None:
+        """A task for each part, that of the job's own part first."""
         first = self.own or 0
-        return [f"{name}-{(first + n) % self.args.shards:05d}" for n in range(self.args.shards)]
+        parts = [(first + n) % self.args.shards for n in range(1 if own_only else self.args.shards)]
+        tasks = {f"{name}-{part:05d}": part for part in parts}
+        self.share(list(tasks), lambda task: done(tasks[task]), lambda task: do(tasks[task]))
 
     def scan(self) -> None:
         """Read everything once: clean, filter, look for evaluation sets, and note each document."""
 
-        def one(task: str) -> None:
+        def one(part: int) -> None:
             began = time.perf_counter()
-            seen = scan(self.sources, self.args, part_of(task), self.passes, self.filters, self.evaluation)
+            seen = scan(self.sources, self.args, part, self.passes, self.filters, self.evaluation)
             seconds = time.perf_counter() - began
             print(
-                f"prepare: read part {part_of(task) + 1} of {self.args.shards}: {seen['documents']:,} documents, "
+                f"prepare: read part {part + 1} of {self.args.shards}: {seen['documents']:,} documents, "
                 f"{seen['bytes'] / 1e6:,.1f} MB, {seen['bytes'] / 1e6 / seconds:,.0f} MB/s",
                 flush=True,
             )
 
-        self.share(self.parts("scan"), lambda task: (self.passes / f"{task}.json").is_file(), one)
+        self.share_parts("scan", lambda part: (self.passes / f"scan-{part:05d}.json").is_file(), one)
 
     def choose(self) -> bool:
         """Decide what becomes of each document. False when a cluster is still at the near duplicates."""
@@ -142,7 +146,8 @@ class Preparation:
             if self.args.near_duplicates == "drop":
                 from groundup.minhash import find_clusters  # late: it imports datatrove
 
-                stream, executor = Candidates(self.sources, self.args, self.passes), self.args.executor
+                executor = self.args.executor
+                stream = functools.partial(candidates, self.sources, self.args, self.passes)
                 launch = executor != "slurm" or self.own is None  # a job of an array would take itself for one of datatrove's
                 settings = self.args.executor_settings or {}
                 clusters = find_clusters(stream, self.passes / "minhash", self.args.shards, executor, settings, launch)
@@ -173,8 +178,7 @@ class Preparation:
 
     def tokenise(self) -> None:
         """Write the shard of the job's own part, or all."""
-        tasks = self.parts("train")[: 1 if self.own is not None else None]
-        self.share(tasks, lambda task: self._tokenised(part_of(task)), lambda task: self._tokenise(part_of(task)))
+        self.share_parts("train", self._tokenised, self._tokenise, own_only=self.own is not None)
 
     def _tokenised(self, part: int) -> bool:
         index = self.directory / f"{shard_name('train', part, self.args.shards)}.json"
@@ -185,7 +189,7 @@ class Preparation:
         writer = ShardWriter(self.directory, "train", self.tokenizer, **self.packing, shard=part, shards=self.args.shards)
         path = self.passes / f"held_out-{part:05d}.bin"  # held-out documents are few, and wait here for those of the other parts
         lengths: list[tuple[int, int]] = []
-        with writer, write_aside(path) as aside:
+        with writer, record.write_aside(path) as aside:
             for documents, encodings in self._encoded(self._chosen(part)):
                 for (document, choice), encoding in zip(documents, encodings, strict=True):
                     ids = np.frombuffer(array("I", encoding.ids), np.uint32)
@@ -194,7 +198,7 @@ class Preparation:
                         lengths.append((len(ids), document.size))
                     else:
                         writer.add(ids, document.size)
-        with write_aside(path.with_suffix(".npy")) as file:
+        with record.write_aside(path.with_suffix(".npy")) as file:
             np.save(file, np.array(lengths, dtype="<u8").reshape(-1, 2))
         counts, seconds = writer.counts, time.perf_counter() - began
         print(
@@ -215,7 +219,7 @@ class Preparation:
         """Batches of documents with their encodings; reading and encoding each in a thread, ahead of whoever asks."""
         encode = self.tokenizer.backend_tokenizer.encode_batch_fast
         batches = ahead(in_chunks(documents, BATCH, size_of=lambda item: item[0].size))
-        return ahead(((batch, encode([d.text for d, _ in batch], add_special_tokens=False)) for batch in batches), depth=1)
+        return ahead(((batch, encode([d.text for d, _ in batch], add_special_tokens=False)) for batch in batches), depth=2)
 
     def finish(self) -> dict[str, Any] | None:
         """When all shards are there: the held-out shard, the manifest, and an end to the passes' files. Else None."""
@@ -301,7 +305,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def summary(manifest: dict[str, Any]) -> str:
     """Lines for the terminal: what was dropped, what overlaps with evaluation sets, what there is now."""
-    lines = [funnel(manifest["documents"], manifest["dropped"])]
+    lines = [funnel(manifest["documents"], "documents", manifest["dropped"])]
     decontamination = manifest["decontamination"]
     if "notice" in decontamination:
         lines.append(decontamination["notice"])
@@ -314,20 +318,13 @@ def summary(manifest: dict[str, Any]) -> str:
     return "\n".join(f"prepare: {line}" for line in lines)
 
 
-@dataclasses.dataclass
-class Candidates:
-    """Documents of a part that the scan kept, for datatrove; it is pickled to other processes and machines."""
+def candidates(sources: list[Source], args: PrepareArguments, passes: Path, _: Any, part: int, parts: int) -> Iterator[Any]:
+    """Documents of a part that the scan kept, for datatrove, which pickles this to other processes and machines."""
+    from datatrove.data import Document as Candidate
 
-    sources: list[Source]
-    args: PrepareArguments
-    passes: Path
-
-    def __call__(self, _: Any, part: int, parts: int) -> Iterator[Any]:
-        from datatrove.data import Document as Candidate
-
-        for number, (document, dropped) in enumerate(noted(self.sources, self.args, part, self.passes)):
-            if not dropped:
-                yield Candidate(text=document.text, id=str(number))
+    for number, (document, dropped) in enumerate(noted(sources, args, part, passes)):
+        if not dropped:
+            yield Candidate(text=document.text, id=str(number))
 
 
 def noted(sources: list[Source], args: PrepareArguments, part: int, passes: Path) -> Iterator[tuple[Document, int]]:
@@ -346,7 +343,3 @@ def noted(sources: list[Source], args: PrepareArguments, part: int, passes: Path
             yield document, dropped
     if document := next(documents, None):
         raise changed(document.place)
-
-
-def part_of(task: str) -> int:
-    return int(task.rpartition("-")[2])

@@ -72,13 +72,14 @@ def open_tokens(
         fix = "mix the sources in recipes/prepare.py, and name its directory as `dataset`"
         raise InputError("prepared tokens cannot be part of a mixture", "`datasets`", fix)
     names = {"train": data_args.dataset, "held_out": data_args.eval_dataset or data_args.dataset}
-    places = {split: Path(name) if is_prepared(name) else directory for split, name in names.items()}
+    prepared = {split: is_prepared(name) for split, name in names.items()}
+    places = {split: Path(names[split]) if prepared[split] else directory for split in names}
     for split, key in (("train", "max_rows"), ("held_out", "max_eval_rows")):
-        if is_prepared(names[split]) and getattr(data_args, key):
+        if prepared[split] and getattr(data_args, key):
             raise InputError(f"`{key}` counts documents, and these are tokens already", names[split], f"remove `{key}`")
-    packing = read_manifest(places["train"])["packing"] if is_prepared(names["train"]) else model_args.packing
+    packing = read_manifest(places["train"])["packing"] if prepared["train"] else model_args.packing
     if write:
-        raw = {split: which for split, which in (("train", "train"), ("held_out", "eval")) if not is_prepared(names[split])}
+        raw = {split: which for split, which in (("train", "train"), ("held_out", "eval")) if not prepared[split]}
         loaded = {split: documents for split, which in raw.items() if (documents := load_documents(data_args, which))}
         if loaded:
             write_tokens(loaded, tokenizer, packing, model_args.max_length, directory)

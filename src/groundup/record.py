@@ -1,5 +1,6 @@
 """What a rung leaves on record: `run.json` and `eval.json` in its stage directory, and what the numbers there mean."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -10,11 +11,11 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 from groundup.errors import InputError
@@ -57,19 +58,24 @@ def plain(value: Any) -> Any:
     return re.sub(r"\bhf_[A-Za-z0-9]{30,}", "<HUB_TOKEN>", text)
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a file so that a reader, or a kill in the middle, finds the old text or the new, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def write_aside(path: Path) -> Iterator[BinaryIO]:
+    """A file that a reader, or a kill in the middle, finds as it was before or whole."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(unfinished, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(unfinished, path)
     finally:
-        temporary.unlink(missing_ok=True)
-    return path
+        unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    with write_aside(Path(path)) as file:
+        file.write(text.encode())
+    return Path(path)
 
 
 def write_json(path: str | Path, value: Any) -> Path:
@@ -198,6 +204,11 @@ def hash_tokenizer(directory: str | Path) -> str | None:
     return _sha256([file for file in files if file.is_file()])
 
 
+def hashes(directory: str | Path) -> dict[str, str | None]:
+    """What tells a model from another of the same name; None for what is not in the directory, or where there is none."""
+    return {"weights_sha256": hash_weights(directory), "tokenizer_sha256": hash_tokenizer(directory)}
+
+
 def _sha256(files: list[Path]) -> str | None:
     digest = hashlib.sha256()
     for path in files:
@@ -205,6 +216,11 @@ def _sha256(files: list[Path]) -> str | None:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest() if files else None
+
+
+def is_synthetic(data: list[dict]) -> bool:
+    """Whether any of a record's `data` is of toyland."""
+    return any(re.search("world|toyland", str(item.get("name")), re.IGNORECASE) for item in data)
 
 
 def lineage(directory: str | Path) -> list[dict[str, Any]]:
@@ -217,23 +233,11 @@ def lineage(directory: str | Path) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
     seen = set()
     here: Path | None = Path(directory)
-    link: dict[str, Any] | None = {
-        "path": Path(directory).as_posix(),
-        "weights_sha256": hash_weights(directory),
-        "tokenizer_sha256": hash_tokenizer(directory),
-    }
+    link = {"path": here.as_posix(), **hashes(here)}
     while link and (here is None or here.resolve() not in seen):
         record = (read(here) if here else None) or {}
-        steps.append(
-            {
-                "rung": record.get("rung"),
-                "path": link.get("path"),
-                "weights_sha256": link.get("weights_sha256"),
-                "tokenizer_sha256": link.get("tokenizer_sha256"),
-                "seconds": record.get("seconds"),
-                "tokens": record.get("tokens"),
-            }
-        )
+        of_link = {key: link.get(key) for key in ("path", "weights_sha256", "tokenizer_sha256")}
+        steps.append({"rung": record.get("rung"), **of_link, "seconds": record.get("seconds"), "tokens": record.get("tokens")})
         if here:
             seen.add(here.resolve())
         link = record.get("parent")

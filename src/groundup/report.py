@@ -4,14 +4,14 @@ Reads what the rungs left in their directories (`run.json`, `eval.json`, `traine
 """
 
 import json
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from groundup import record, scoreboard
-from groundup.curves import draw, is_number, read_curves, show_count
+from groundup.curves import draw, read_curves
 from groundup.errors import InputError
+from groundup.words import is_number, markdown, markdown_cell, show_bytes, show_count, show_processors, show_seconds
 from jinja2 import Environment, FileSystemLoader
 
 RUNGS = {
@@ -24,6 +24,8 @@ RUNGS = {
     "ppo": "learns what is liked, from the reward model",
     "grpo": "learns to reason, from right answers",
 }
+FROM_RECORD = ("status", "parent", "started", "seconds", "tokens", "flops", "parameters", "world_size", "command", "git_commit")
+FROM_RECORD += ("versions", "hardware", "config", "plan", "peak_memory_bytes", "prepared")
 HEADLINES = ("bits_per_byte", "asked", "true_win_rate", "problems")
 # Collecting ----------------------------------------------------------------------------------------------------------
 
@@ -48,7 +50,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
         "schema": 1,
         "run": run_dir.resolve().name,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "synthetic": any(re.search("world|toyland", str(item.get("name")), re.I) for r in rungs for item in r["data"]),
+        "synthetic": any(record.is_synthetic(rung["data"]) for rung in rungs),
         "metrics": metrics,
         "warnings": _warnings(rungs),
         "rungs": rungs,
@@ -61,22 +63,17 @@ def _read_rung(directory: Path) -> dict[str, Any] | None:
         return None
     known, measured = run or {}, evaluation or {}
     return {
+        **{key: known.get(key) for key in FROM_RECORD},
         "rung": str(known.get("rung") or measured.get("rung") or directory.name),
         "name": directory.name,
         "seed": known.get("seed", measured.get("seed")),
-        "seconds": known.get("seconds"),
+        "data": known.get("data") or [],
+        "final": known.get("metrics") or {},
+        "evaluated": evaluation is not None,
         "metrics": measured.get("metrics") or {},
         "by_difficulty": measured.get("by_difficulty") or {},
-        "evaluated": evaluation is not None,
-        "status": known.get("status"),
-        "parent": known.get("parent"),
-        "data": known.get("data") or [],
         "samples": measured.get("samples") or [],
         "evaluation": {key: measured.get(key) for key in ("seed", "seconds", "settings") if key in measured},
-        **{key: known.get(key) for key in ("started", "tokens", "flops", "parameters", "world_size", "command")},
-        **{key: known.get(key) for key in ("git_commit", "versions", "hardware", "config", "exit")},
-        **{key: known.get(key) for key in ("plan", "peak_memory_bytes", "prepared")},
-        "final": known.get("metrics") or {},
         "gate": record.read_json(directory / record.GATE),
     }
 
@@ -200,7 +197,7 @@ def _predictions(rungs: list[dict]) -> list[list[str]]:
     for rung in rungs:
         plan = rung["plan"] or {}
         figures = (
-            ("peak memory", (plan.get("memory") or {}).get("tracked"), rung["peak_memory_bytes"], _show_bytes),
+            ("peak memory", (plan.get("memory") or {}).get("tracked"), rung["peak_memory_bytes"], show_bytes),
             ("time", plan.get("seconds"), rung["seconds"], show_seconds),
             ("tokens", plan.get("tokens"), rung["tokens"], show_count),
         )
@@ -255,26 +252,10 @@ def _environments(rungs: list[dict]) -> list[dict[str, str]]:
 # Words ---------------------------------------------------------------------------------------------------------------
 
 
-def show_seconds(seconds: float | None) -> str:
-    if not is_number(seconds):
-        return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _show_bytes(size: float) -> str:
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
-
-
 def show_hardware(hardware: dict) -> str:
-    gpus = hardware.get("gpus") or []
-    parts = [f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)]
-    if hardware.get("cpu"):
-        parts.append(f"{hardware['cpu']}, {hardware.get('cores')} cores")
-    if hardware.get("memory_gb"):
-        parts.append(f"{hardware['memory_gb']:g} GB")
-    return ", ".join([*parts, *([hardware["machine"]] if hardware.get("machine") else [])])
+    memory = [f"{hardware['memory_gb']:g} GB"] if hardware.get("memory_gb") else []
+    machine = [hardware["machine"]] if hardware.get("machine") else []
+    return ", ".join(show_processors(hardware) + memory + machine)
 
 
 def _story(report: dict) -> str:
@@ -342,7 +323,7 @@ def _render(template: str, **words: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"seconds": show_seconds, "count": show_count, "yaml": record.as_yaml}
-    environment.filters |= {"provenance": _provenance, "cell": _cell}
+    environment.filters |= {"provenance": _provenance, "cell": markdown_cell}
     # Control characters are shown as pictures: they are the model's words too, and must not act.
     pictures = {code: chr(0x2400 + code) for code in range(32) if chr(code) != "\n"} | {0x7F: "\u2421"}
     return environment.get_template(template).render(words).translate(pictures)
@@ -357,7 +338,7 @@ def _headlines(table: list[dict]) -> list[dict[str, Any]]:
 def markdown_table(report: dict) -> str:
     """Rungs by metrics as a Markdown table, the best of a column in bold."""
     heads, *rows = results(report)
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in (heads, ["---"] * len(heads), *rows))
+    return markdown(heads, rows)
 
 
 def results(report: dict) -> list[list[str]]:
@@ -374,9 +355,3 @@ def results(report: dict) -> list[list[str]]:
             texts = ["not evaluated", *texts[1:]]
         lines.append([rung["name"], *texts])
     return lines
-
-
-def _cell(value: Any) -> str:
-    """Text that can neither end a Markdown table's cell nor open an HTML element."""
-    text = "" if value is None else re.sub(r"\s+", " ", str(value))
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

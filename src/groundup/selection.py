@@ -5,10 +5,9 @@ share stays: as in `groundup.data` a mixture is the largest set in which each so
 shares are of bytes of text, which is what a model is trained on. Which documents a mixture leaves out, and which are held out of
 the rest, is decided by a hash of the document and the seed, so that the number of parts changes nothing.
 
-Memory: a few hundred MB for any number of documents; the notes and the choices are files.
+Memory: a few hundred MB and a byte a document; the notes are files.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import numpy as np
 from groundup.corpus import Source, hash_text, read_notes
 from groundup.errors import InputError
 from groundup.order import finalise
+from groundup.record import write_aside
+from groundup.words import funnel
 
 TRAIN, HELD_OUT, DROPPED = 0, 1, 2
 AT_ONCE = 1 << 22  # hashes that are sorted in memory
@@ -25,22 +26,14 @@ BINS = 1 << 16
 
 
 class Choice:
-    """The notes of all parts, and what is decided so far: one byte a document, in `choice-<part>.bytes`."""
+    """The notes of all parts, and what is decided so far: one byte a document, saved in `choice-<part>.bytes`."""
 
     def __init__(self, directory: Path, parts: int, sources: list[Source], seed: int):
         self.sources, self.seed = sources, seed
         self.held_out = np.array([source.held_out for source in sources])
-        self.notes, self.made, self.files = [], [], []
-        for part in range(parts):
-            notes = read_notes(directory, part)
-            path = directory / f"choice-{part:05d}.bytes"
-            unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-            with open(unfinished, "wb") as file:
-                for start in range(0, len(notes), BLOCK):  # or a full disk would be met in a mapped page, and kill
-                    file.write(bytes(min(BLOCK, len(notes) - start)))
-            self.files.append((unfinished, path))
-            self.notes.append(notes)
-            self.made.append(np.memmap(unfinished, np.uint8, "r+") if len(notes) else np.empty(0, np.uint8))
+        self.paths = [directory / f"choice-{part:05d}.bytes" for part in range(parts)]
+        self.notes = [read_notes(directory, part) for part in range(parts)]
+        self.made = [np.empty(len(notes), np.uint8) for notes in self.notes]
         for _, _, notes, made in self.blocks():
             made[:] = np.where(notes["dropped"] == 1, DROPPED, np.where(self.held_out[notes["source"]], HELD_OUT, TRAIN))
 
@@ -51,10 +44,9 @@ class Choice:
                 yield part, start, np.asarray(notes[start : start + BLOCK]), made[start : start + BLOCK]
 
     def save(self) -> None:
-        for made, (unfinished, path) in zip(self.made, self.files, strict=True):
-            if isinstance(made, np.memmap):
-                made.flush()
-            os.replace(unfinished, path)
+        for made, path in zip(self.made, self.paths, strict=True):
+            with write_aside(path) as file:
+                file.write(made)
 
     def count(self) -> np.ndarray:
         """Documents and bytes, (sources, 3 choices, 2)."""
@@ -192,15 +184,6 @@ def behind_first(names: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     return ranks[order][1:][names[order][1:] == names[order][:-1]]
 
 
-def funnel(read: int, steps: dict[str, int]) -> str:
-    """`100 documents -> 98 (duplicate: 2)`, as the loaders of `groundup.data` say it."""
-    text = f"{read:,} documents"
-    for reason, count in steps.items():
-        read -= count
-        text += f" -> {read:,} ({reason}: {count:,})"
-    return text
-
-
 def choose(
     directory: Path, parts: int, sources: list[Source], seed: int, held_out: int | None, clusters: list[np.ndarray] | None
 ) -> dict[str, Any]:
@@ -217,7 +200,7 @@ def choose(
         dropped["near duplicate"] = choice.drop_near_duplicates(clusters)
     if not choice.count()[:, TRAIN, 0].sum():
         steps = {reason: int(counts.sum()) for reason, counts in dropped.items()}
-        raise InputError(f"no document is left: {funnel(read, steps)}", fix="see what is dropped, and why")
+        raise InputError(f"no document is left: {funnel(read, 'documents', steps)}", fix="see what is dropped, and why")
     dropped["beyond its share"] = choice.mix()
     choice.hold_out(held_out)
     counts = choice.count()

@@ -35,7 +35,7 @@ MANIFEST = "manifest.json"
 PASSES = "passes"  # what recipes/prepare.py keeps in the directory until it is finished
 PACKINGS = ("wrapped", "best_fit")
 SPLIT_NAMES = re.compile(r"(\w+)-(\d{5})-of-(\d{5})\.json")
-BLOCK = 2**22  # tokens written at once
+BUFFER = 2**23  # bytes written at once
 SUMMED = ("documents", "bytes", "tokens_in", "tokens", "rows", "padding", "split_documents")
 AGREEING = ("dtype", "packing", "length", "tokenizer_sha256", "pad_token_id")
 IGNORE = -100  # label of a token that is not predicted
@@ -46,13 +46,12 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def token_dtype(tokenizer_or_size: PreTrainedTokenizerBase | int) -> str:
-    """The narrowest numbers that hold every id of a vocabulary.
+def token_dtype(size: int) -> str:
+    """The narrowest numbers that hold every id of a vocabulary of so many tokens.
 
     Raises:
         InputError: not even uint32 does.
     """
-    size = tokenizer_or_size if isinstance(tokenizer_or_size, int) else len(tokenizer_or_size)
     if size > 2**32:
         raise InputError(f"a vocabulary of {size:,} tokens", fix="use one of at most 2^32 tokens, which is what a shard can hold")
     return "uint16" if size <= 2**16 else "uint32"
@@ -96,7 +95,7 @@ class ShardWriter:
                 raise InputError("packing `best_fit` pads rows, and the tokenizer has no padding token", tokenizer.name_or_path)
         self._packer = Packer(length) if packing == "best_fit" else None
         self.directory, self.name = Path(directory), shard_name(split, shard, shards)
-        self.vocabulary, self.separator, self.dtype = len(tokenizer), end_of_text_id(tokenizer), token_dtype(tokenizer)
+        self.vocabulary, self.separator, self.dtype = len(tokenizer), end_of_text_id(tokenizer), token_dtype(len(tokenizer))
         self.counts: dict[str, Any] = {
             "schema": SCHEMA,
             "split": split,
@@ -111,16 +110,13 @@ class ShardWriter:
             "rows": None,
             "dropped": {},
         }
-        self._blocks: list[np.ndarray] = []  # what waits to be written
-        self._unwritten = 0  # tokens in them
-        self._starts: list[int] = []  # of segments, not yet written
         self._digest = hashlib.sha256()
 
     def __enter__(self) -> "ShardWriter":
         self.directory.mkdir(parents=True, exist_ok=True)
         suffixes = (".bin", ".segments") if self._packer else (".bin",)
         self._paths = [self.directory / f"{self.name}{suffix}" for suffix in suffixes]
-        self._files = [open(unfinished(path), "ab") for path in self._paths]  # noqa: SIM115
+        self._files = [open(unfinished(path), "ab", BUFFER) for path in self._paths]  # noqa: SIM115
         try:
             fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -174,24 +170,13 @@ class ShardWriter:
         if room:
             pieces = [*pieces, np.full(room, self.counts["pad_token_id"], on_disk(self.dtype))]
         for piece in pieces:
-            self._starts.append(self.counts["tokens"])
+            self._files[1].write(self.counts["tokens"].to_bytes(8, "little"))
             self._write(piece)
 
     def _write(self, tokens: np.ndarray) -> None:
-        self._blocks.append(tokens)
-        self._unwritten += len(tokens)
+        self._digest.update(tokens)
+        self._files[0].write(tokens)
         self.counts["tokens"] += len(tokens)
-        if self._unwritten >= BLOCK:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._blocks:
-            block = np.concatenate(self._blocks)
-            self._digest.update(block)
-            self._files[0].write(block)
-        if self._starts:
-            self._files[1].write(np.array(self._starts, "<u8"))
-        self._blocks, self._unwritten, self._starts = [], 0, []
 
     def _finish(self) -> None:
         counts, packer = self.counts, self._packer
@@ -199,7 +184,6 @@ class ShardWriter:
             for row in packer.finish():
                 self._write_row(row)
             counts.update(rows=packer.rows, padding=packer.padding, split_documents=packer.split)
-        self._flush()
         dropped = sum(entry["tokens"] for entry in counts["dropped"].values())
         assert counts["tokens_in"] == counts["tokens"] - counts["padding"] + dropped, counts
         counts["sha256"] = self._digest.hexdigest()
@@ -267,12 +251,15 @@ def write_manifest(directory: str | Path, tokenizer: PreTrainedTokenizerBase, so
         for reason, entry in ((reason, entry) for shard in shards for reason, entry in shard["dropped"].items()):
             dropped.setdefault(reason, Counter()).update(entry)
         sums = {key: sum(shard[key] for shard in shards) if shards[0][key] is not None else None for key in SUMMED}
-        digest = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
-        splits[split] = {"shards": len(shards), **sums, "dropped": dropped, "sha256": digest}
+        splits[split] = {"shards": len(shards), **sums, "dropped": dropped, "sha256": joint_hash(shards)}
     settings = {key: first[key] for key in AGREEING}
     manifest = {"schema": SCHEMA, **settings, "vocab_size": len(tokenizer), "splits": splits, "sources": sources, **extra}
     write_json(directory / MANIFEST, manifest)
     return read_json(directory / MANIFEST)
+
+
+def joint_hash(shards: list[dict]) -> str:
+    return hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
 
 
 def check_shard(directory: Path, name: str) -> dict:
@@ -358,8 +345,7 @@ class TokenShards(torch.utils.data.Dataset):
         self.packed = packed is not None
         self.names = [shard_name(split, shard, self.counts["shards"]) for shard in range(self.counts["shards"])]
         indices = [check_shard(self.directory, name) for name in self.names]
-        digest = hashlib.sha256("".join(index["sha256"] for index in indices).encode()).hexdigest()
-        if digest != self.counts["sha256"]:
+        if joint_hash(indices) != self.counts["sha256"]:
             raise InputError("the shards are not those of the manifest", str(directory / MANIFEST), "prepare it again")
         self._ends = list(itertools.accumulate(index["tokens"] // self.length for index in indices))
         self.left_over = self.counts["tokens"] - len(self) * self.length  # tokens behind the last whole row of a shard

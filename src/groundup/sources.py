@@ -3,6 +3,7 @@
 A source is a local file (see SUFFIXES), a directory or glob of such files, or an id on the Hub; a local name wins.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import glob
@@ -13,7 +14,8 @@ import json
 import random
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +50,8 @@ def list_sources(args: DataArguments, which: str) -> tuple[list[DataArguments], 
         where = f"entry {n} of `datasets`"
         if not isinstance(entry, dict) or "path" not in entry:
             raise InputError(f"no `path` in {show(entry)}", where, "write `{path: FILE_OR_HUB_ID, weight: 0.5}`")
+        check_keys(entry, ENTRY_KEYS, where)
         for key, value in entry.items():
-            if key not in ENTRY_KEYS:
-                near = difflib.get_close_matches(str(key), ENTRY_KEYS, 1)
-                fix = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(ENTRY_KEYS)}"
-                raise InputError(f"unknown key `{key}`", where, fix)
             if key in ["path", *COLUMN_KEYS] and not isinstance(value, str):
                 raise InputError(f"`{key}: {show(value)}` is no name", where, f"write `{key}: NAME`")
             if key == "weight" and not (type(value) in (int, float) and 0 < value < float("inf")):
@@ -64,6 +63,14 @@ def list_sources(args: DataArguments, which: str) -> tuple[list[DataArguments], 
         what = "some entries have a weight, others have none" if sources else "the list is empty"
         raise InputError(what, "`datasets`", "write `[{path: ..., weight: ...}, ...]`, weights in all or in none")
     return sources, weights
+
+
+def check_keys(entry: dict[str, Any], known: list[str], where: str) -> None:
+    for key in entry:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            fix = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
+            raise InputError(f"unknown key `{key}`", where, fix)
 
 
 def mix(sizes: list[int], weights: list[float | None], limit: int | None, seed: int) -> list[int]:
@@ -85,11 +92,9 @@ def open_source(args: DataArguments) -> tuple[Iterator[tuple[str, Any]], dict[st
     if files := find_files(args.dataset):
         return read_files(files.values(), args.text_column), describe_files(files)
     builder = open_hub(args)
-    try:
+    with as_input_error(args):
         builder.download_and_prepare()
         rows = builder.as_dataset(split=args.dataset_split)
-    except HUB_ERRORS as error:
-        raise hub_error(args, error) from error
     return ((f"{args.dataset}, row {n}", row) for n, row in enumerate(rows, 1)), {"revision": builder.hash, "files": 0}
 
 
@@ -115,22 +120,55 @@ def read_files(paths: Iterable[Path], text_column: str) -> Iterator[tuple[str, A
     return itertools.chain.from_iterable(_file_rows(path, text_column) for path in paths)
 
 
+class Drop(Exception):
+    """A row with nothing in it, and the reason."""
+
+
+def convert_rows(
+    rows: Iterable[tuple[str, Any]], convert: Callable[[dict], Any], max_bad_rows: int, counts: Counter
+) -> Iterator[tuple[str, Any]]:
+    """Place and what `convert` makes of each row; `counts` gets `rows`, and by reason those that it drops or that are bad.
+
+    Raises:
+        InputError: more bad rows than `max_bad_rows`.
+    """
+    for place, row in rows:
+        counts["rows"] += 1
+        try:
+            row = parse(row) if isinstance(row, bytes) else row
+            if isinstance(row, InputError):
+                raise row
+            if not isinstance(row, dict):
+                raise InputError(f"{show(row)} where an object should be", fix=ONE_OBJECT)
+            yield place, convert(row)
+        except Drop as reason:
+            counts[str(reason)] += 1
+        except InputError as error:
+            counts["did not parse"] += 1
+            if counts["did not parse"] > max_bad_rows:
+                more = f" (more bad rows than `max_bad_rows: {max_bad_rows}`)" if max_bad_rows else ""
+                raise InputError(error.what + more, error.where or place, error.fix) from None
+
+
 HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
 
 
 def open_hub(args: DataArguments) -> datasets.DatasetBuilder:
     """The builder of a dataset of the Hub, because only the builder knows which commit it resolved (as `hash`)."""
-    try:
+    with as_input_error(args):
         return datasets.load_dataset_builder(args.dataset, args.dataset_config, revision=args.dataset_revision)
+
+
+@contextlib.contextmanager
+def as_input_error(args: DataArguments) -> Iterator[None]:
+    """What the Hub, the network or `datasets` has to say against a dataset, as InputError."""
+    try:
+        yield
     except HUB_ERRORS as error:
-        raise hub_error(args, error) from error
-
-
-def hub_error(args: DataArguments, error: Exception) -> InputError:
-    reason = str(error).partition("\n")[0]
-    what = f"no local file or directory `{args.dataset}`, and none from the Hub: {reason}"
-    where = f"config {args.dataset_config}, split {args.dataset_split}, revision {args.dataset_revision}"
-    return InputError(what, where, "check the path; or the id `user/name`, the split and the network")
+        reason = str(error).partition("\n")[0]
+        what = f"no local file or directory `{args.dataset}`, and none from the Hub: {reason}"
+        where = f"config {args.dataset_config}, split {args.dataset_split}, revision {args.dataset_revision}"
+        raise InputError(what, where, "check the path; or the id `user/name`, the split and the network") from error
 
 
 def _local_files(name: str) -> list[Path]:

@@ -220,13 +220,7 @@ def foresee_or_refuse(rung: str, training_args: TrainingArguments, others: tuple
 
 def describe_parent(parent: str) -> dict[str, Any]:
     """Path or id of the model a rung starts from, with the hashes that tell it from another of the same name."""
-    if not Path(parent).is_dir():
-        return {"path": parent, "weights_sha256": None, "tokenizer_sha256": None}
-    return {
-        "path": parent,
-        "weights_sha256": record.hash_weights(parent),
-        "tokenizer_sha256": record.hash_tokenizer(parent),
-    }
+    return {"path": parent, **record.hashes(parent)}
 
 
 def save_random_init(directory: str | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Run) -> None:
@@ -236,15 +230,8 @@ def save_random_init(directory: str | None, model: PreTrainedModel, tokenizer: P
     model.generation_config = chat_generation_config(tokenizer)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    entry = {
-        **run.record,
-        "rung": "random",
-        "status": "finished",
-        "parameters": count_parameters(model),
-        "metrics": {},
-    }
-    hashes = {"weights_sha256": record.hash_weights(directory), "tokenizer_sha256": record.hash_tokenizer(directory)}
-    record.write(directory, {**entry, **hashes})
+    entry = {"rung": "random", "status": "finished", "parameters": count_parameters(model), "metrics": {}}
+    record.write(directory, {**run.record, **entry, **record.hashes(directory)})
     card.write_card(directory, record.read(directory))
 
 
@@ -280,8 +267,7 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
             steps=trainer.state.global_step,
             peak_memory_bytes=peak,
             metrics=metrics,
-            weights_sha256=record.hash_weights(run.directory),
-            tokenizer_sha256=record.hash_tokenizer(run.directory),
+            **record.hashes(run.directory),
         )
         run.record.update(extra)
         record.write(run.directory, run.record)

@@ -5,6 +5,8 @@ import random
 from collections.abc import Sequence
 from statistics import NormalDist
 
+import numpy as np
+
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval (1927) for a share: honest for few items and at 0 or n of n; (0, 1) for none."""
@@ -22,13 +24,12 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 def bootstrap(
     values: Sequence[float],
-    level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
     clusters: Sequence | None = None,
     weights: Sequence[float] | None = None,
 ) -> tuple[float, float]:
-    """Percentile interval for the mean of `values`, or for sum(values) / sum(weights).
+    """95 % percentile interval for the mean of `values`, or for sum(values) / sum(weights).
 
     With `clusters` (a label for each value) whole clusters are resampled: five questions about one fact are not five
     independent observations.
@@ -47,15 +48,8 @@ def bootstrap(
     for _ in range(resamples):
         drawn = generator.choices(units, k=len(totals))
         means.append(sum(map(totals.__getitem__, drawn)) / sum(map(masses.__getitem__, drawn)))
-    means.sort()
-    return _quantile(means, (1 - level) / 2), _quantile(means, (1 + level) / 2)
-
-
-def _quantile(ordered: list[float], share: float) -> float:
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+    low, high = np.quantile(means, [0.025, 0.975]).tolist()
+    return low, high
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -65,23 +59,23 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def estimate(values: Sequence[float], clusters: Sequence | None = None, level: float = 0.95) -> dict[str, float]:
+def estimate(values: Sequence[float], clusters: Sequence | None = None) -> dict[str, float]:
     """The mean as {"value", "low", "high", "n"}: Wilson for zeros and ones, else (and for clusters) bootstrap."""
     if not len(values):
         raise ValueError("no values")
     mean, different = sum(values) / len(values), set(values)
     binary = different <= {0, 1}
     if binary and clusters is None:
-        low, high = wilson(int(sum(values)), len(values), level)
+        low, high = wilson(int(sum(values)), len(values))
     elif binary and len(different) == 1:  # resampling equal values says (1, 1): each cluster is one observation
-        low, high = wilson(int(mean) * len(set(clusters)), len(set(clusters)), level)
+        low, high = wilson(int(mean) * len(set(clusters)), len(set(clusters)))
     else:
-        low, high = bootstrap(values, level, clusters=clusters)
+        low, high = bootstrap(values, clusters=clusters)
     return {"value": mean, "low": low, "high": high, "n": len(values)}
 
 
-def difference(a: Sequence[float], b: Sequence[float], clusters: Sequence | None = None, level: float = 0.95) -> dict[str, float]:
+def difference(a: Sequence[float], b: Sequence[float], clusters: Sequence | None = None) -> dict[str, float]:
     """Mean of a - b over the same items, as {"value", "low", "high", "n"}: paired bootstrap."""
     values = [float(x) - float(y) for x, y in zip(a, b, strict=True)]
-    low, high = bootstrap(values, level, clusters=clusters)
+    low, high = bootstrap(values, clusters=clusters)
     return {"value": sum(values) / len(values), "low": low, "high": high, "n": len(values)}

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import itertools
 import time
 from collections.abc import Iterator
@@ -89,21 +90,25 @@ class Step:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
 
-    def others(self) -> dict[str, nn.Module]:
+    def others(self) -> list[nn.Module]:
         """The other models of DPO, PPO and GRPO: a critic is trained, the rest is held."""
-        made = {}
-        for number, (role, config) in enumerate(self.load.others):
+        made = []
+        for role, config in self.load.others:
             kind = AutoModelForCausalLM if role == "ref" else AutoModelForSequenceClassification
             config = copy.deepcopy(self._config(config))
             if role != "ref":
                 config.num_labels = 1
-            model = kind.from_config(config, dtype=self.dtype).train()
-            made[f"{role} {number}"] = model if role == "critic" else model.requires_grad_(False)
+            made.append(kind.from_config(config, dtype=self.dtype).train().requires_grad_(role == "critic"))
         return made
 
     def models(self) -> list[nn.Module]:
-        others = self.others()
-        return [self.policy(), *sorted(others.values(), key=lambda model: not any(p.requires_grad for p in model.parameters()))]
+        return [self.policy(), *self.others()]
+
+    @functools.cached_property
+    def outline(self) -> list[nn.Module]:
+        """The models on the meta device, where they take no memory and can be counted."""
+        with torch.device("meta"):
+            return self.models()
 
     # -- loss
 
@@ -159,17 +164,29 @@ class Step:
     # -- optimizer
 
     @property
-    def optimizer_name(self) -> str:
-        return str(getattr(self.args.optim, "value", self.args.optim))
+    def _muon(self) -> bool:
+        return self.load.rung == "pretrain" and bool(self.load.settings.muon_learning_rate)
 
     def optimizer(self, models: list[nn.Module]) -> torch.optim.Optimizer | int | None:
         """The optimizer, or the bytes a parameter of its state; None where neither is known."""
-        trained = [p for model in models for p in model.parameters() if p.requires_grad]
-        if self.load.rung == "pretrain" and self.load.settings.muon_learning_rate:
+        name = self.args.optim.value
+        if self._muon:
             return MuonAdamW(models[0], block=self.load.settings.muon_block)
-        if self.optimizer_name.startswith("adamw_torch"):
-            return torch.optim.AdamW(trained, fused=self.optimizer_name.endswith("fused"))
-        return STATE.get(self.optimizer_name)
+        if name.startswith("adamw_torch"):
+            return torch.optim.AdamW([p for model in models for p in _trained(model)], fused=name.endswith("fused"))
+        return STATE.get(name)
+
+    def optimizer_state(self) -> int | None:
+        """Bytes of the optimizer's state; None where the optimizer is not known."""
+        if self._muon:
+            return sum((4 if g["muon"] else 8) * p.numel() for g in MuonAdamW(self.outline[0]).param_groups for p in g["params"])
+        state = STATE.get(self.args.optim.value)
+        return None if state is None else state * self.parameters()[1]
+
+    def parameters(self) -> tuple[int, int, int]:
+        """(of the policy, trained, of all models)."""
+        count = [sum(p.numel() for p in model.parameters()) for model in self.outline]
+        return count[0], sum(p.numel() for model in self.outline for p in _trained(model)), sum(count)
 
     # -- what it takes
 
@@ -191,14 +208,14 @@ class Step:
 
     def generation_memory(self) -> dict[str, int]:
         """The same while completions are generated: at the end, with all keys and values, or after the prompts, if that is more."""
-        load = self.load
+        load, state = self.load, self.optimizer_state() or 0
         with FakeTensorMode():
             models = self.models()
             models[0].gradient_checkpointing_disable()  # as TRL does to generate
             live = LiveBytes(load.model.vocab_size, heap=not self.cuda)
-            for tensor in [*(p for model in models for p in model.parameters())]:
+            for tensor in (p for model in models for p in model.parameters()):
                 live.count(tensor, "weights")
-            kept = torch.empty(self.optimizer_state(models) or 0, dtype=torch.uint8)
+            kept = torch.empty(state, dtype=torch.uint8)
             live.count(kept, "optimizer")
             ids = torch.zeros(load.rollout, load.prompt, dtype=torch.long)
             before = live.now.total()
@@ -213,25 +230,9 @@ class Step:
             return {**found, "cache": full, "logits": 3 * 4 * load.rollout * load.model.vocab_size}
         return {**found, "cache": held, "activations": live.peak.total() - before - held}
 
-    def optimizer_state(self, models: list[nn.Module] | None = None) -> int | None:
-        """Bytes of the optimizer's state; None where the optimizer is not known."""
-        if models is None:
-            with torch.device("meta"):
-                models = self.models()
-        trained = [p for model in models for p in model.parameters() if p.requires_grad]
-        if self.load.rung == "pretrain" and self.load.settings.muon_learning_rate:
-            muon = {id(p) for group in MuonAdamW(models[0]).param_groups if group["muon"] for p in group["params"]}
-            return sum(p.numel() * (4 if id(p) in muon else 8) for p in trained)
-        state = STATE.get(self.optimizer_name)
-        return None if state is None else state * sum(p.numel() for p in trained)
 
-    def parameters(self) -> tuple[int, int, int]:
-        """(of the policy, trained, of all models), on the meta device."""
-        with torch.device("meta"):
-            models = self.models()
-        count = [sum(p.numel() for p in model.parameters()) for model in models]
-        trained = sum(p.numel() for model in models for p in model.parameters() if p.requires_grad)
-        return count[0], trained, sum(count)
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 # Timing --------------------------------------------------------------------------------------------------------------
@@ -255,9 +256,14 @@ def measure(step: Step, budget: float) -> tuple[float, float]:
         small = Step(load, cuda=False, length=load.length, layers=2).parameters()[1]
         rows = max(1, int(load.micro * min(1.0, budget / work * parameters / small)))
         one, two = (_time(Step(load, cuda=False, rows=rows, length=load.length, layers=layers)) for layers in (1, 2))
-    more = load.model.num_hidden_layers - 1
-    forward, update = (first + more * max(0.0, second - first) for first, second in zip(one, two, strict=True))
+    forward, update = _of_all_layers(load, one, two)
     return forward * load.micro / rows, update
+
+
+def _of_all_layers(load: Workload, one: tuple[float, float], two: tuple[float, float]) -> list[float]:
+    """What takes so long with one layer, and so long with two."""
+    more = load.model.num_hidden_layers - 1
+    return [first + more * max(0.0, second - first) for first, second in zip(one, two, strict=True)]
 
 
 def _time(step: Step) -> tuple[float, float]:
@@ -286,12 +292,11 @@ def measure_generation(step: Step, budget: float) -> float:
     with torch.random.fork_rng():
         work = 2.0 * step.parameters()[0] * load.rollout * (load.prompt + TIMED)
         rows = max(1, int(load.rollout * min(1.0, budget / work)))
-        depths = [None] if load.model.num_hidden_layers <= 8 else [1, 2]
-        times = [_time_generation(Step(load, cuda=False, layers=depth), rows) for depth in depths]
-    prefill, token = times[0]
-    if len(times) == 2:
-        more = load.model.num_hidden_layers - 1
-        prefill, token = (a + more * max(0.0, b - a) for a, b in zip(*times, strict=True))
+        if load.model.num_hidden_layers <= 8:
+            prefill, token = _time_generation(Step(load, cuda=False), rows)
+        else:
+            one, two = (_time_generation(Step(load, cuda=False, layers=layers), rows) for layers in (1, 2))
+            prefill, token = _of_all_layers(load, one, two)
     return (prefill + load.completion * token) * load.rollout / rows
 
 

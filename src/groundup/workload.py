@@ -1,5 +1,6 @@
 """What a rung will compute: model, batch, lengths, steps and rollouts, read from its YAML before anything is run."""
 
+import contextlib
 import dataclasses
 import glob
 import math
@@ -72,6 +73,7 @@ FINEWEB = ("HuggingFaceFW/fineweb-edu", 1_030)  # tokens a row: of its sample "1
 READ = 64 * 2**20  # bytes of local data that are read to count rows; of more, a part
 SAMPLE = 512  # rows whose tokens are counted
 GZIP = 3  # bytes of text in a byte of .gz
+DIALLED = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs")
 BYTES_A_TOKEN = 4.0  # of English text with 32768 tokens of vocabulary
 
 
@@ -212,16 +214,12 @@ def _describe_pretraining(load: Workload, data: DataArguments, model: ModelArgum
         load.unknown.append("steps: the data is not here; give `max_steps`, `depth`, or `--rows` (blocks)")
 
 
-DIALLED = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs")
-
-
 def _describe_tuning(load: Workload, of: dict[type, Any], rows: int | None) -> None:
     args, data, settings = load.args, of[DataArguments], of[ModelConfig]
     if settings.load_in_4bit or settings.load_in_8bit or settings.use_peft:
         load.unknown.append("adapters and quantised weights: planned as if all weights were trained in float32")
     load.model = model_config(settings.model_name_or_path, load)
-    counted = count_rows(load.rung, data, settings.model_name_or_path, rows, load)
-    load.rows, lengths = counted
+    load.rows, lengths = count_rows(load.rung, data, settings.model_name_or_path, rows, load)
     load.sides, load.counted = 2 if load.rung in ("reward", "dpo") else 1, bool(lengths)
     batch = load.micro * load.accumulation * load.world
     if load.rung in ("sft", "reward", "dpo"):
@@ -281,11 +279,8 @@ def _vocabulary(path: str, load: Workload):
     if writer and "vocab_size" in (keys := read_keys(writer)):
         load.assumed.append(f"a vocabulary of {keys['vocab_size']}, from {writer.name}: {path} is not there yet")
         return Vocabulary(keys["vocab_size"])
-    if _may_be_on_hub(path):
-        try:
-            return AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError):
-            pass
+    if tokenizer := _from_hub(AutoTokenizer, path):
+        return tokenizer
     raise InputError(f"no tokenizer in `{path}`, and no YAML beside this one writes it", load.source, "pass `--tokenizer_path`")
 
 
@@ -309,11 +304,8 @@ def model_config(path: str | None, load: Workload, through: tuple[str, ...] = ()
         if path in through:
             raise InputError(f"the YAML files name each other in a circle: {' <- '.join([*through, path])}", load.source)
         return model_config(keys.get("model_name_or_path"), dataclasses.replace(load, source=str(writer)), (*through, path))
-    if _may_be_on_hub(path):
-        try:
-            return AutoConfig.from_pretrained(path)
-        except (OSError, ValueError):
-            pass
+    if config := _from_hub(AutoConfig, path):
+        return config
     fix = "run the rung that writes it, plan it in the directory of its YAML, or pass `--model_name_or_path`"
     raise InputError(f"no model in `{path}`, and no YAML beside this one writes it", load.source, fix)
 
@@ -324,8 +316,12 @@ def writer_of(path: str, source: str) -> Path | None:
     return next((p for p in found if p.name != Path(source).name and read_keys(p).get("output_dir") == path), None)
 
 
-def _may_be_on_hub(path: str) -> bool:
-    return path.count("/") == 1 and not path.startswith((".", "/", "~", "out/"))
+def _from_hub(kind: type, path: str):
+    """The tokenizer or configuration of an id on the Hub; None where it is none, or is not to be had."""
+    if path.count("/") == 1 and not path.startswith((".", "/", "~", "out/")):
+        with contextlib.suppress(OSError, ValueError):
+            return kind.from_pretrained(path)
+    return None
 
 
 def text_bytes(data: DataArguments, which: str = "train") -> int:
