@@ -9,11 +9,14 @@ import importlib
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 from groundup import answers
 from groundup.errors import InputError
+from groundup.sandbox import proven_sandbox
+from groundup.unit_tests import run_all
 from groundup.verifier import shared
 
 Completion = str | list[dict[str, Any]]
@@ -83,6 +86,47 @@ def repetition(completions: list[Completion], *, ngram: int = 3, **kwargs) -> li
     return rewards
 
 
+PYTHON_BLOCK = re.compile(r"^[ \t]*```(?:python3?|py)?[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+
+
+def passes_tests(
+    completions: list[Completion],
+    entry_point: list[str | None] | None = None,
+    *,
+    tests_column: str = "tests",
+    allow_code_execution: bool = False,
+    **kwargs,
+) -> list[float | None]:
+    """1.0 where the completion's program passes the row's unit tests, else 0.0; None where the row has none.
+
+    The program is the last fenced block of Python (```python, or of no language), or the whole text where there is none.
+    The tests are a text of assertions that call it, or a list of them (MBPP: `tests_column: test_list`). Where the row has
+    an `entry_point`, they define `check(candidate)` instead, as in HumanEval (`tests_column: test`). Both get the
+    standard library alone, and the tests import what they use; see `groundup.unit_tests` for what they can ask.
+    An InputError without `allow_code_execution: true`, or without a sandbox that holds.
+    """
+    if not allow_code_execution:
+        raise InputError(
+            "the reward `passes_tests` runs code that the model wrote",
+            "`rewards` in the YAML file",
+            "write `{name: passes_tests, allow_code_execution: true}` if that is what you want; it runs in a sandbox",
+        )
+    sandbox = proven_sandbox()
+    if not completions:
+        return []
+    _check_columns([tests_column], "passes_tests", kwargs)
+    entries = entry_point or [None] * len(completions)
+    jobs = {}
+    for i, (completion, tests, entry) in enumerate(zip(completions, kwargs[tests_column], entries, strict=True)):
+        tests = "\n".join(tests) if isinstance(tests, list) else tests
+        if tests and tests.strip():
+            text = text_of(completion)
+            blocks = PYTHON_BLOCK.findall(text)
+            jobs[i] = (blocks[-1] if blocks else text, f"{tests}\ncheck({entry})\n" if entry else tests)
+    passed = dict(zip(jobs, run_all(sandbox, list(jobs.values())), strict=True))
+    return [float(passed[i]) if i in passed else None for i in range(len(completions))]
+
+
 # --- From YAML to functions ------------------------------------------------------------------------------------------
 
 # TRL passes these by keyword to each reward: neither columns nor for YAML to set.
@@ -130,6 +174,8 @@ def build_rewards(specs: list[dict[str, Any]], max_faulty_share: float = 0.2) ->
             function = _find(source, place)
             _check_parameters(function, source, parameters, place)
             functions.append(guard(function, name, parameters, max_faulty_share))
+            if source in REWARDS:  # what it cannot do it says now, before a model is loaded
+                function(completions=[], **{column: [] for column in functions[-1].columns}, **parameters)
     if not any(weights):
         raise InputError("each reward has weight 0: there is nothing to learn", where, "give one of them a weight")
     return functions, weights
@@ -284,4 +330,5 @@ REWARDS: dict[str, Callable] = {
     "answer_format": answer_format,
     "length": length,
     "repetition": repetition,
+    "passes_tests": passes_tests,
 }
