@@ -8,8 +8,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "groundup"
 FLOORS = (
     "errors chat answers objectives stats phrases scoreboard record configs packing order jobs",  # facts and formulas
-    "tokenizer model head toyland sources data verifier rewards metrics shards checkpoint cleaning minhash contamination"
-    " hardware memory",  # things
+    "tokenizer model head toyland sources data verifier sandbox unit_tests languages rewards metrics shards checkpoint"
+    " cleaning minhash contamination hardware memory",  # things
     "optim callbacks pretraining sft curriculum grpo gate ppo evaluation corpus selection",  # loops
     "card curves report stage merging preparation workload step plan plan_table",  # joints
 )  # and recipes/ on top
@@ -18,6 +18,9 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("configs", "errors"),
     ("data", "sources"),
     ("rewards", "verifier"),
+    ("rewards", "sandbox"),
+    ("rewards", "unit_tests"),
+    ("rewards", "languages"),
     ("metrics", "verifier"),
     ("shards", "tokenizer"),
     ("jobs", "errors"),

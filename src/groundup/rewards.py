@@ -9,14 +9,14 @@ import importlib
 import inspect
 import itertools
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
 from groundup import answers
 from groundup.errors import InputError
+from groundup.languages import identifier, share_in
 from groundup.sandbox import proven_sandbox
-from groundup.unit_tests import run_all
+from groundup.unit_tests import program_in, run_all
 from groundup.verifier import shared
 
 Completion = str | list[dict[str, Any]]
@@ -86,7 +86,13 @@ def repetition(completions: list[Completion], *, ngram: int = 3, **kwargs) -> li
     return rewards
 
 
-PYTHON_BLOCK = re.compile(r"^[ \t]*```(?:python3?|py)?[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+def language_consistency(completions: list[Completion], *, language: str, **kwargs) -> list[float | None]:
+    """The share of the completion's words that are in `language` (ISO 639-1), as in DeepSeek-R1 (arXiv 2501.12948).
+
+    None where nothing can be told: an empty completion, a very short one, or only code and figures.
+    """
+    identifier(language)
+    return [share_in(text_of(completion), language) for completion in completions]
 
 
 def passes_tests(
@@ -100,9 +106,10 @@ def passes_tests(
     """1.0 where the completion's program passes the row's unit tests, else 0.0; None where the row has none.
 
     The program is the last fenced block of Python (```python, or of no language), or the whole text where there is none.
-    The tests are a text of assertions that call it, or a list of them (MBPP: `tests_column: test_list`). Where the row has
-    an `entry_point`, they define `check(candidate)` instead, as in HumanEval (`tests_column: test`). Both get the
-    standard library alone, and the tests import what they use; see `groundup.unit_tests` for what they can ask.
+    The tests, in the column `tests_column`, are a text of assertions that call it. Where the row has an `entry_point`,
+    they define `check(candidate)`, as in HumanEval (`tests_column: test`), and it is called with what has that name.
+    Both get the standard library alone, and the tests import what they use; what they can ask of the program is in
+    `groundup.unit_tests`.
     An InputError without `allow_code_execution: true`, or without a sandbox that holds.
     """
     if not allow_code_execution:
@@ -118,11 +125,8 @@ def passes_tests(
     entries = entry_point or [None] * len(completions)
     jobs = {}
     for i, (completion, tests, entry) in enumerate(zip(completions, kwargs[tests_column], entries, strict=True)):
-        tests = "\n".join(tests) if isinstance(tests, list) else tests
         if tests and tests.strip():
-            text = text_of(completion)
-            blocks = PYTHON_BLOCK.findall(text)
-            jobs[i] = (blocks[-1] if blocks else text, f"{tests}\ncheck({entry})\n" if entry else tests)
+            jobs[i] = (program_in(text_of(completion)), f"{tests}\ncheck({entry})\n" if entry else tests)
     passed = dict(zip(jobs, run_all(sandbox, list(jobs.values())), strict=True))
     return [float(passed[i]) if i in passed else None for i in range(len(completions))]
 
@@ -175,7 +179,7 @@ def build_rewards(specs: list[dict[str, Any]], max_faulty_share: float = 0.2) ->
             _check_parameters(function, source, parameters, place)
             functions.append(guard(function, name, parameters, max_faulty_share))
             if source in REWARDS:  # what it cannot do it says now, before a model is loaded
-                function(completions=[], **{column: [] for column in functions[-1].columns}, **parameters)
+                function(**{column: [] for column in functions[-1].columns}, **parameters)
     if not any(weights):
         raise InputError("each reward has weight 0: there is nothing to learn", where, "give one of them a weight")
     return functions, weights
@@ -330,5 +334,6 @@ REWARDS: dict[str, Callable] = {
     "answer_format": answer_format,
     "length": length,
     "repetition": repetition,
+    "language_consistency": language_consistency,
     "passes_tests": passes_tests,
 }

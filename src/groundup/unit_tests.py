@@ -18,6 +18,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import textwrap
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,22 @@ from typing import Any
 
 LONGEST = 16 * 2**20  # bytes of one message from the program
 CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+
+
+def program_in(reply: str) -> str:
+    """The last fenced block of Python, or of no named language; the whole reply where none is closed."""
+    last, block, language = reply, None, ""
+    for line in reply.split("\n"):
+        fence = line.strip()
+        if block is None and fence.startswith("```"):
+            block, language = [], fence[3:].strip().lower()
+        elif block is not None and fence == "```":
+            if language in ("", "python", "python3", "py"):
+                last = textwrap.dedent("\n".join(block))
+            block = None
+        elif block is not None:
+            block.append(line)
+    return last
 
 
 def run_all(sandbox, jobs: list[tuple[str, str]], deadline: float = 30.0) -> list[bool]:
@@ -53,9 +70,9 @@ def passes(sandbox, program: str, tests: str, deadline: float = 30.0) -> bool:
             tester = sandbox.start(source, *map(str, ends), pass_fds=ends, stdin=job, stdout=subprocess.PIPE, stderr=quiet)
             processes.append(tester)
         processes.append(sandbox.start(source, stdin=questions, stdout=to_tests, stderr=quiet))
-        while_open = select.poll()  # `select.select` fails on descriptors from 1024 on
-        while_open.register(tester.stdout, select.POLLIN)
-        return bool(while_open.poll(deadline * 1000)) and os.read(tester.stdout.fileno(), 1) == b"+"
+        poll = select.poll()  # `select.select` fails on descriptors from 1024 on
+        poll.register(tester.stdout, select.POLLIN)
+        return bool(poll.poll(deadline * 1000)) and os.read(tester.stdout.fileno(), 1) == b"+"
     finally:
         for end in (questions, to_program, replies, to_tests):
             os.close(end)
@@ -202,7 +219,7 @@ def hold_tests(replies, questions) -> None:
 
     namespace = {"__name__": "tests"}
     for name, number in exchange(program):
-        if not hasattr(builtins, name):  # a `len` or `set` of the program's own must not judge
+        if not name.startswith("_") and not hasattr(builtins, name):  # the program's own `len` must not judge
             namespace[name] = StandIn(number)
     exec(compile(tests, "tests.py", "exec"), namespace)
     if asked:
