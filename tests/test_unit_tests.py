@@ -2,6 +2,7 @@
 
 import math
 import random
+import select
 import subprocess
 import sys
 
@@ -60,6 +61,24 @@ def test_nothing_but_right_values_passes(sandbox, name):
 )
 def test_endless_program_meets_the_deadline(sandbox, program):
     assert not passes(sandbox, program, TESTS, deadline=1.0)
+
+
+@pytest.mark.parametrize("name", ["exit at once", "no program", "exit in the call", "closed pipe"])
+def test_dead_program_is_not_waited_for(sandbox, monkeypatch, name):
+    events = []
+
+    class Poll:
+        def __init__(self, poll=select.poll):
+            self.inner = poll()
+            self.register = self.inner.register
+
+        def poll(self, deadline):
+            events.append(self.inner.poll(deadline))
+            return events[-1]
+
+    monkeypatch.setattr(select, "poll", Poll)
+    assert not passes(sandbox, FORGED[name], TESTS)
+    assert all(events), "the deadline ended it"
 
 
 def test_honest_program_passes_after_and_beside_hostile_ones(sandbox):

@@ -61,21 +61,23 @@ def passes(sandbox, program: str, tests: str, deadline: float = 30.0) -> bool:
     """Whether `tests` run to their end against `program`, having called it at least once."""
     source = Path(__file__).read_text(encoding="utf-8")
     (questions, to_program), (replies, to_tests) = os.pipe(), os.pipe()
-    processes = []
+    processes, quiet = [], subprocess.DEVNULL
     try:
-        with tempfile.TemporaryFile("w+") as job:
-            json.dump([program, tests], job)
-            job.seek(0)
-            ends, quiet = (replies, to_program), subprocess.DEVNULL
-            tester = sandbox.start(source, *map(str, ends), pass_fds=ends, stdin=job, stdout=subprocess.PIPE, stderr=quiet)
-            processes.append(tester)
-        processes.append(sandbox.start(source, stdin=questions, stdout=to_tests, stderr=quiet))
+        try:
+            with tempfile.TemporaryFile("w+") as job:
+                json.dump([program, tests], job)
+                job.seek(0)
+                ends = replies, to_program
+                tester = sandbox.start(source, *map(str, ends), pass_fds=ends, stdin=job, stdout=subprocess.PIPE, stderr=quiet)
+                processes.append(tester)
+            processes.append(sandbox.start(source, stdin=questions, stdout=to_tests, stderr=quiet))
+        finally:  # before the wait: with a copy open here, neither side would see the other end
+            for end in (questions, to_program, replies, to_tests):
+                os.close(end)
         poll = select.poll()  # `select.select` fails on descriptors from 1024 on
         poll.register(tester.stdout, select.POLLIN)
         return bool(poll.poll(deadline * 1000)) and os.read(tester.stdout.fileno(), 1) == b"+"
     finally:
-        for end in (questions, to_program, replies, to_tests):
-            os.close(end)
         for process in processes:
             process.kill()
             process.wait()
