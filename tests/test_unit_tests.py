@@ -211,7 +211,7 @@ def random_value(rng, depth=3, hashable=False):
 
 def test_values_survive_the_crossing():
     rng = random.Random(0)
-    for _ in range(2000):
+    for _ in range(500):
         value = random_value(rng)
         there = decode(encode(value, None), None)
         assert there == value and type(there) is type(value)
