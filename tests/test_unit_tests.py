@@ -176,6 +176,10 @@ def test_values_objects_and_generators_cross(sandbox):
     assert passes(sandbox, RICH, RICH_TESTS)
 
 
+def test_private_names_of_the_program_are_not_the_tests_own(sandbox):
+    assert passes(sandbox, ADD + "def __builtins__(name):\n    return name", "assert len([add(1, 2)]) == 1")
+
+
 HUMANEVAL = """
 METADATA = {"author": "x"}
 

@@ -97,7 +97,7 @@ def proven_sandbox() -> Sandbox:
 
 # What a program may not do, tried by one. It prints what it managed to.
 PROBE = """
-import json, os, socket, sys
+import json, os, socket, sys, tempfile
 port, hidden, forbidden, memory, largest = json.loads(sys.argv[1])
 managed = []
 def attempt(what, function, *arguments):
@@ -113,7 +113,7 @@ def write(path):
     with open(path, "x"):
         os.remove(path)
 def fill():
-    with open("/tmp/large", "wb") as file:
+    with tempfile.TemporaryFile() as file:
         for _ in range(largest // 2**20 + 1):
             file.write(bytes(2**20))
 attempt("reaches the network", socket.create_connection, ("127.0.0.1", port), 1)
