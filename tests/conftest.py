@@ -56,6 +56,20 @@ def tiny_base(tokenizer, tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="session")
+def sandbox():
+    """The sandbox for code of a model; without bubblewrap, or where the kernel allows none, the test is skipped."""
+    from groundup.errors import InputError
+    from groundup.sandbox import proven_sandbox
+
+    try:
+        return proven_sandbox()
+    except InputError as error:
+        if "does not hold" in error.what:
+            raise
+        pytest.skip(error.what)
+
+
 @pytest.fixture
 def write(tmp_path):
     """Write a file of text, bytes, or rows as JSON lines; its path."""

@@ -8,8 +8,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "groundup"
 FLOORS = (
     "errors words chat answers objectives stats phrases scoreboard record configs packing order jobs",  # facts and formulas
-    "tokenizer model head generation toyland families sources data verifier rewards guarding metrics shards checkpoint cleaning"
-    " minhash contamination hardware memory",  # things
+    "tokenizer model head generation toyland families sources data verifier guarding sandbox unit_tests languages rewards metrics"
+    " shards checkpoint cleaning minhash contamination hardware memory",  # things
     "optim callbacks pretraining sft curriculum grpo gate ppo evaluation corpus selection",  # loops
     "card curves report stage merging preparation workload step plan plan_table",  # joints
 )  # and recipes/ on top
@@ -19,6 +19,9 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("data", "sources"),
     ("rewards", "guarding"),
     ("rewards", "verifier"),
+    ("rewards", "sandbox"),
+    ("rewards", "unit_tests"),
+    ("rewards", "languages"),
     ("metrics", "verifier"),
     ("shards", "tokenizer"),
     ("jobs", "errors"),

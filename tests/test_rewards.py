@@ -2,12 +2,23 @@
 
 import asyncio
 import doctest
+import importlib.util
 import sys
 
 import pytest
 from groundup import rewards
 from groundup.errors import InputError
-from groundup.rewards import REWARDS, answer_format, build_rewards, correct_answer, length, repetition
+from groundup.languages import identifier
+from groundup.rewards import (
+    REWARDS,
+    answer_format,
+    build_rewards,
+    correct_answer,
+    language_consistency,
+    length,
+    repetition,
+)
+from groundup.sandbox import proven_sandbox
 
 
 def chat(text):
@@ -40,6 +51,68 @@ def test_repetition():
     # "a a a a": 3-grams aaa, aaa: one of two repeats; "a b" has none
     assert repetition(["a a a a", "A a a A", "a b", "", "a b c d"]) == [-0.5, -0.5, 0.0, 0.0, 0.0]
     assert repetition(["x " * 101], ngram=1) == pytest.approx([-100 / 101])
+
+
+def test_language_consistency():
+    pytest.importorskip("py3langid", reason="needs py3langid: pip install 'groundup[language]'")
+    texts = [chat("We add the two numbers."), "Wir addieren die beiden Zahlen.", "x = 7", ""]
+    assert language_consistency(texts, language="en") == [1.0, 0.0, None, None]
+    with pytest.raises(InputError, match="`english` is not a language"):
+        build_rewards([{"name": "language_consistency", "language": "english"}])
+
+
+def test_missing_language_package_is_told_at_the_start(monkeypatch):
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
+    identifier.cache_clear()
+    with pytest.raises(InputError, match=r"groundup\[language\]"):
+        build_rewards([{"name": "language_consistency", "language": "en"}])
+
+
+class Recorder:
+    """In place of the sandbox and of what runs in it: every program passes, and is noted with its tests."""
+
+    def __init__(self, monkeypatch):
+        self.jobs = []
+        monkeypatch.setattr(rewards, "proven_sandbox", lambda: None)
+        monkeypatch.setattr(rewards, "run_all", self.run_all)
+
+    def run_all(self, sandbox, jobs):
+        self.jobs += jobs
+        return [True] * len(jobs)
+
+
+def test_passes_tests_reads_a_row_as_humaneval_has_it(monkeypatch):
+    recorder = Recorder(monkeypatch)
+    (function,), _ = build_rewards([{"name": "passes_tests", "allow_code_execution": True, "tests_column": "test"}])
+    replies = [chat("So:\n```python\ndef f():\n    return 1\n```\nDone."), "def f(): return 1", "?", "?"]
+    tests = ["def check(candidate):\n    assert candidate() == 1", "assert f() == 1", None, " "]
+    assert function(completions=replies, test=tests, entry_point=["f", None, "f", None]) == [1.0, 1.0, None, None]
+    assert recorder.jobs == [("def f():\n    return 1", f"{tests[0]}\ncheck(f)\n"), ("def f(): return 1", tests[1])]
+    with pytest.raises(InputError, match="`passes_tests` needs a column `test`; did you mean `tests`"):
+        function(completions=["?"], tests=["assert f() == 1"])
+
+
+@pytest.mark.parametrize("parameters", [{}, {"allow_code_execution": False}])
+def test_code_is_refused_without_the_opt_in(monkeypatch, parameters):
+    recorder = Recorder(monkeypatch)
+    with pytest.raises(InputError, match="allow_code_execution: true"):
+        build_rewards([{"name": "passes_tests", **parameters}])
+    with pytest.raises(InputError, match="allow_code_execution: true"):
+        rewards.passes_tests(["def f(): return 1"], tests=["assert f() == 1"], **parameters)
+    assert not recorder.jobs
+
+
+def test_code_is_refused_without_a_sandbox(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    proven_sandbox.cache_clear()
+    with pytest.raises(InputError, match="install bubblewrap"):
+        build_rewards([{"name": "passes_tests", "allow_code_execution": True}])
+
+
+def test_real_code_is_graded(sandbox):
+    (function,), _ = build_rewards([{"name": "passes_tests", "allow_code_execution": True}])
+    replies = ["```python\ndef twice(x):\n    return 2 * x\n```", "def twice(x):\n    return x", "I do not know."]
+    assert function(completions=replies, tests=["assert twice(3) == 6"] * 3) == [1.0, 0.0, 0.0]
 
 
 @pytest.fixture
@@ -143,6 +216,8 @@ def test_missing_column_is_named():
 
 def test_every_reward_is_exact_on_an_empty_batch():
     for name, function in REWARDS.items():
-        parameters = {"max_words": 5} if name == "length" else {}
+        if name == "passes_tests" or (name == "language_consistency" and importlib.util.find_spec("py3langid") is None):
+            continue  # empty batches of theirs are what `build_rewards` tries them with
+        parameters = {"length": {"max_words": 5}, "language_consistency": {"language": "en"}}.get(name, {})
         columns = {"answer": []} if name == "correct_answer" else {}
         assert function(completions=[], **columns, **parameters) == []

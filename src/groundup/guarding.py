@@ -94,7 +94,7 @@ def guard(
             print(f"{what}; such completions are left out, and counted in the log", flush=True)
 
     async def judge(batch: dict[str, Any]) -> list[float | None]:
-        _check_columns(columns, name, batch)
+        check_columns(columns, name, batch)
         completions = batch["completions"]
         sound, faults = list(range(len(completions))), {}
         rewards, wrong = await attempt(batch)
@@ -145,7 +145,7 @@ def guard(
     return guarded
 
 
-def _check_columns(columns: list[str], name: str, batch: dict[str, Any]) -> None:
+def check_columns(columns: list[str], name: str, batch: dict[str, Any]) -> None:
     for column in columns:
         if column not in batch:
             raise InputError(

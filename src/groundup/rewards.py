@@ -13,7 +13,10 @@ from typing import Any
 
 from groundup import answers
 from groundup.errors import InputError
-from groundup.guarding import FROM_TRL, Completion, guard, listed, nearest, text_of
+from groundup.guarding import FROM_TRL, Completion, check_columns, guard, listed, nearest, text_of
+from groundup.languages import identifier, share_in
+from groundup.sandbox import proven_sandbox
+from groundup.unit_tests import program_in, run_all
 from groundup.verifier import shared
 
 # --- The rewards -----------------------------------------------------------------------------------------------------
@@ -70,6 +73,51 @@ def repetition(completions: list[Completion], *, ngram: int = 3, **kwargs) -> li
     return rewards
 
 
+def language_consistency(completions: list[Completion], *, language: str, **kwargs) -> list[float | None]:
+    """The share of the completion's words that are in `language` (ISO 639-1), as in DeepSeek-R1 (arXiv 2501.12948).
+
+    None where nothing can be told: an empty completion, a very short one, or only code and figures.
+    """
+    identifier(language)
+    return [share_in(text_of(completion), language) for completion in completions]
+
+
+def passes_tests(
+    completions: list[Completion],
+    entry_point: list[str | None] | None = None,
+    *,
+    tests_column: str = "tests",
+    allow_code_execution: bool = False,
+    **kwargs,
+) -> list[float | None]:
+    """1.0 where the completion's program passes the row's unit tests, else 0.0; None where the row has none.
+
+    The program is the last fenced block of Python (```python, or of no language), or the whole text where there is none.
+    The tests, in the column `tests_column`, are a text of assertions that call it. Where the row has an `entry_point`,
+    they define `check(candidate)`, as in HumanEval (`tests_column: test`), and it is called with what has that name.
+    Both get the standard library alone, and the tests import what they use; what they can ask of the program is in
+    `groundup.unit_tests`.
+    An InputError without `allow_code_execution: true`, or without a sandbox that holds.
+    """
+    if not allow_code_execution:
+        raise InputError(
+            "the reward `passes_tests` runs code that the model wrote",
+            "`rewards` in the YAML file",
+            "write `{name: passes_tests, allow_code_execution: true}` if that is what you want; it runs in a sandbox",
+        )
+    sandbox = proven_sandbox()
+    if not completions:
+        return []
+    check_columns([tests_column], "passes_tests", kwargs)
+    entries = entry_point or [None] * len(completions)
+    jobs = {}
+    for i, (completion, tests, entry) in enumerate(zip(completions, kwargs[tests_column], entries, strict=True)):
+        if tests and tests.strip():
+            jobs[i] = (program_in(text_of(completion)), f"{tests}\ncheck({entry})\n" if entry else tests)
+    passed = dict(zip(jobs, run_all(sandbox, list(jobs.values())), strict=True))
+    return [float(passed[i]) if i in passed else None for i in range(len(completions))]
+
+
 # --- From YAML to functions ------------------------------------------------------------------------------------------
 
 
@@ -117,6 +165,8 @@ def build_rewards(
             function = _find(source, place)
             _check_parameters(function, source, parameters, place)
             functions.append(guard(function, name, parameters, max_faulty_share, 0.0 if source in REWARDS else timeout))
+            if source in REWARDS:  # what it cannot do it says now, before a model is loaded
+                function(**{column: [] for column in functions[-1].columns}, **parameters)
     if not any(weights):
         raise InputError("each reward has weight 0: there is nothing to learn", where, "give one of them a weight")
     return functions, weights
@@ -186,4 +236,6 @@ REWARDS: dict[str, Callable] = {
     "answer_format": answer_format,
     "length": length,
     "repetition": repetition,
+    "language_consistency": language_consistency,
+    "passes_tests": passes_tests,
 }
