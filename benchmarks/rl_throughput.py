@@ -8,6 +8,7 @@ Every contestant is a process of its own; they take turns, and figures are media
 update take by themselves: generation in one batch, each forward pass once, each forward and backward pass once, in micro-batches.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -136,27 +137,35 @@ def trl112_ppo(args, folder: str, seconds: list[float]) -> None:
 def floor(args) -> dict[str, float]:
     """Seconds of the parts of an update, each the median of `args.updates`."""
     import torch
-    from measure import loop_timer, median
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from groundup.generation import generate
+    from measure import in_turn, loop_timer, median
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
     policy = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     chats = [[{"role": "user", "content": text}] for text in prompts_of(args)]
     prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, padding=True, return_tensors="pt")
-    stops = policy.generation_config.eos_token_id
-    said: list = []
+    config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=args.length, disable_compile=True)
+    grouped = {key: value[::GROUP].repeat_interleave(GROUP, 0) for key, value in prompts.items()}
+    half = copy.deepcopy(policy).bfloat16()
 
-    @torch.no_grad()
-    def generate():
-        said[:] = [
-            policy.generate(
-                **prompts, do_sample=True, top_k=0, max_new_tokens=args.length, eos_token_id=stops, disable_compile=True
-            )
-        ]
+    def ours(some):
+        return generate(policy, some["input_ids"], some["attention_mask"], config)
 
-    generation = loop_timer(generate, args.updates, warm_up=1)
+    ways = {
+        "stock": lambda: policy.generate(**prompts, generation_config=config),
+        "stock, bfloat16": lambda: half.generate(**prompts, generation_config=config),
+        "stock, static cache": lambda: policy.generate(**prompts, generation_config=config, cache_implementation="static"),
+        "stock, groups": lambda: policy.generate(**grouped, generation_config=config),
+        "ours": lambda: ours(prompts),
+        "ours, four batches": lambda: [ours({key: value[n::4] for key, value in prompts.items()}) for n in range(4)],
+        "ours, groups": lambda: ours(grouped),
+    }
+    with torch.no_grad():
+        parts = {f"generation, {name}": median(times) for name, times in in_turn(ways, args.updates, warm_up=1).items()}
+        said = ours(prompts)
     pad = tokenizer.pad_token_id
-    rows = sorted(([t for t in row if t != pad] for row in said[0].tolist()), key=len)
+    rows = sorted(([t for t in row if t != pad] for row in said.tolist()), key=len)
     batches = []
     for start in range(0, len(rows), MICRO):
         part = rows[start : start + MICRO]
@@ -177,7 +186,6 @@ def floor(args) -> dict[str, float]:
         for ids, mask in batches:
             policy.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.float().square().mean().backward()
 
-    parts = {"generation": median(generation)}
     parts |= {
         name: median(loop_timer(step, args.updates, 1)) for name, step in (("forward", forward), ("learn", both), ("value", trunk))
     }
@@ -187,8 +195,8 @@ def floor(args) -> dict[str, float]:
 
 def sums(parts: dict[str, float]) -> dict[str, float]:
     """The floors: rollout, reference and reward model look once; PPO's policy looks at what it said, and so does a critic."""
-    grpo = parts["generation"] + parts["learn"]
-    shared = grpo + 3 * parts["forward"]
+    grpo = parts["generation, ours, groups"] + parts["learn"]
+    shared = parts["generation, ours"] + parts["learn"] + 3 * parts["forward"]
     return {"grpo": grpo, "ppo_shared": shared, "ppo": shared + parts["forward"] + parts["value"]}
 
 
@@ -276,7 +284,7 @@ def main() -> None:
         over = f"{update[name] / least[name]:.2f}" if name in least else ""
         rows.append([name, f"{update[name]:.2f}", f"{args.completions / update[name]:.0f}", over])
     print(table(["", "seconds an update", "completions/s", "of its floor"], rows))
-    print("\nparts: " + ", ".join(f"{name} {value:.2f}" for name, value in typical.items()))
+    print("\n" + table(["parts, seconds", ""], [(name, f"{value:.2f}") for name, value in typical.items()]) + "\n")
     pairs = [("ppo", "trl112_ppo"), ("ppo_shared", "trl112_ppo"), ("grpo", "trl_grpo")]
     ratios = {f"{ours} / {theirs}": update[theirs] / update[ours] for ours, theirs in pairs if theirs in update}
     print("as fast as: " + ", ".join(f"{name} {ratio:.2f}x" for name, ratio in ratios.items()) + "\n")

@@ -8,7 +8,7 @@ from groundup import grpo
 from groundup.errors import InputError
 from groundup.grpo import EpochRepeatSampler, GRPOTrainer
 from groundup.guarding import guard
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import GRPOConfig
 from trl.trainer.utils import RepeatSampler
 
@@ -162,3 +162,18 @@ def test_a_completion_at_fault_moves_nothing(tiny_base, tokenizer, tmp_path):
     mean = (1.0 + 4.0 + 2.0) / 3
     expected = [1 - mean, 4 - mean, 0.0, 2 - mean, -1.5, -1.5, 1.5, 1.5]
     assert found[0.0] == pytest.approx(expected) and found[100.0] == pytest.approx(expected)
+
+
+def test_a_reward_model_reads_no_padding(tiny_base, tokenizer):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=1, dtype=torch.float32)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    lengths = [7, 2, 11, 3, 5]
+    mask = torch.tensor([[1] * length + [0] * (12 - length) for length in lengths])
+    ids = torch.randint(5, 50, mask.shape).masked_fill(mask == 0, tokenizer.pad_token_id)
+    seen = []
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask).logits
+        model.get_input_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].numel()))
+        found = grpo.by_length(model.forward, 2, input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert seen == [2 * 3, 2 * 7, 11]

@@ -2,9 +2,10 @@
 
 import contextlib
 import copy
+import functools
 import json
 import unittest.mock
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import trl
 from groundup import generation
 from groundup.curriculum import Curriculum
 from groundup.errors import InputError
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import RepeatSampler
 
@@ -51,6 +53,9 @@ class GRPOTrainer(trl.GRPOTrainer):
                 self.train_dataset["answer"] if "answer" in self.train_dataset.column_names else [""] * len(self.train_dataset)
             )
             self.curriculum = Curriculum([answer is not None for answer in answers], self.args.seed, curriculum_rest)
+        for judge in self.reward_funcs:
+            if isinstance(judge, torch.nn.Module) and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+                judge.forward = functools.partial(by_length, judge.forward, self.args.per_device_train_batch_size)
         self._read: list[torch.Tensor] = []  # what `_score` last read off a pass besides
         prompts = self.args.generation_batch_size // self.num_generations
         if self.train_dataset is not None and len(self.train_dataset) < prompts:
@@ -254,6 +259,15 @@ class GRPOTrainer(trl.GRPOTrainer):
             self.state.num_input_tokens_seen = seen
             self._metrics, self._logs = kept
             self.model.train(training)
+
+
+def by_length(forward: Callable, size: int, **inputs: torch.Tensor) -> SequenceClassifierOutput:
+    """A classifier's `forward` on inputs (B, L), rows of like length together, `size` at a time, without what is padding to all."""
+    order, logits = inputs["attention_mask"].sum(1).argsort(), []
+    for some in order.split(size):
+        said = inputs["attention_mask"][some].any(0)
+        logits.append(forward(**{name: tensor[some][:, said] for name, tensor in inputs.items()}).logits)
+    return SequenceClassifierOutput(logits=torch.cat(logits)[order.argsort()])
 
 
 def replace_groups(batch: dict, differ: torch.Tensor, more: dict, good: torch.Tensor, pad: int) -> tuple[dict, torch.Tensor]:
