@@ -71,16 +71,15 @@ def smooth(points: list[dict[str, float]], key: str, half: int = 2) -> list[floa
     return [statistics.fmean(p[key] for p in points[max(0, i - half) : i + half + 1]) for i in range(len(points))]
 
 
-def figure(runs: dict[int, list[list[dict[str, float]]]]) -> str:
-    """A chart for each number of pairs, means over ladders, as an SVG file."""
+def figure(runs: dict[str, list[dict[str, float]]]) -> str:
+    """A chart for each run, as an SVG file."""
     parts = []
-    for n, (pairs, seeds) in enumerate(runs.items()):
-        lines = [
-            {key: statistics.fmean(p[key] for p in some) for key in ("kl", "score", "taste")} for some in zip(*seeds, strict=False)
-        ]
-        title, series = f"{pairs} pairs", {key: [(line["kl"], line[key]) for line in lines] for key in ("score", "taste")}
+    for n, (title, points) in enumerate(runs.items()):
+        series = {key: [(point["kl"], point[key]) for point in points] for key in ("score", "taste")}
         chart = str(draw(title, series, across="KL to the start, nats a reply")).partition(">")[2].removesuffix("</svg>")
-        chart += '<text x="60" y="24" class="t0">reward model</text><text x="60" y="38" class="t1">true taste</text>'
+        chart += (
+            '<text x="46" y="2" class="t0">reward model</text><text x="328" y="2" class="t1" text-anchor="end">true taste</text>'
+        )
         chart += f'<text x="180" y="2" text-anchor="middle">{title}</text>'
         parts.append(f'<g transform="translate({n * 350} 16)">{chart}</g>')
     size = f'viewBox="0 0 {350 * len(parts)} 220" width="{350 * len(parts)}"'
@@ -100,12 +99,12 @@ def main() -> None:
     if args.quick:
         args.work = Path(tempfile.mkdtemp())
         args.ladders, args.pairs, steps = [a_small_ladder(args.work)], [64], 2 * EVERY
-    runs: dict[int, list[list[dict[str, float]]]] = {pairs: [] for pairs in args.pairs}
+    runs: dict[str, list[dict[str, float]]] = {}
     rows = []
     for pairs in args.pairs:
         for seed, ladder in enumerate(args.ladders):
             points = climb(ladder.resolve(), args.work.resolve(), pairs, steps, seed)
-            runs[pairs].append(points)
+            runs[f"{pairs} pairs, ladder {ladder.name}"] = points
             taste = smooth(points, "taste")
             best = max(range(len(points)), key=taste.__getitem__)
             first, last, top = points[0], points[-1], points[best]
@@ -118,7 +117,7 @@ def main() -> None:
     print(table(names, rows) + "\n")
     if args.figure:
         args.figure.write_text(figure(runs))
-    last_line({**about, "runs": {str(pairs): seeds for pairs, seeds in runs.items()}})
+    last_line({**about, "runs": runs})
 
 
 if __name__ == "__main__":
