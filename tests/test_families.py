@@ -408,14 +408,14 @@ def test_files_go_through_gate_and_curriculum(tmp_path, tiny_base, tokenizer):
     from groundup.data import load_problems
     from groundup.gate import summarise, try_out
     from groundup.grpo import GRPOTrainer
-    from groundup.tokenizer import check_prompts
+    from groundup.tokenizer import unfit_prompt
     from transformers import AutoModelForCausalLM
     from trl import GRPOConfig
 
     write_problems(tmp_path, list(FAMILIES), [1, 2], 28, held_out=1)
-    problems = load_problems(DataArguments(dataset=str(tmp_path / "problems.jsonl")), seed=0)
+    data = DataArguments(dataset=str(tmp_path / "problems.jsonl"))
+    problems = load_problems(data, seed=0, unfit=unfit_prompt(tokenizer, 8, 512))
     assert set(problems.rows.column_names) >= {"prompt", "answer", "difficulty"} and len(problems.rows) == 28
-    check_prompts(problems.rows["prompt"], tokenizer, 8, 512, str(tmp_path))
     functions, weights = rewards.build_rewards([{"name": "correct_answer"}, {"name": "answer_format", "weight": 0.1}])
     args = GRPOConfig(
         str(tmp_path / "out"),
