@@ -54,7 +54,7 @@ class GRPOTrainer(trl.GRPOTrainer):
             )
             self.curriculum = Curriculum([answer is not None for answer in answers], self.args.seed, curriculum_rest)
         for judge in self.reward_funcs:
-            if isinstance(judge, torch.nn.Module) and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            if isinstance(judge, torch.nn.Module) and not self.is_sharded:
                 judge.forward = functools.partial(by_length, judge.forward, self.args.per_device_train_batch_size)
         self._read: list[torch.Tensor] = []  # what `_score` last read off a pass besides
         prompts = self.args.generation_batch_size // self.num_generations
@@ -63,6 +63,11 @@ class GRPOTrainer(trl.GRPOTrainer):
                 f"{len(self.train_dataset)} prompts do not fill one generation batch of {prompts}",
                 fix="give more prompts, or lower `per_device_train_batch_size` or `steps_per_generation`",
             )
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every process must pass through the layers as often as the others, whatever its rows are."""
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def _get_train_sampler(self, dataset=None):
         sampler = super()._get_train_sampler(dataset)
@@ -144,7 +149,7 @@ class GRPOTrainer(trl.GRPOTrainer):
     # -- saying it, and scoring what was said
 
     def _generate_single_turn(self, *args, **kwargs):
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # every process must pass through the layers as often as the others
+        if self.is_sharded:
             return super()._generate_single_turn(*args, **kwargs)
         with generation.staged(self.accelerator.unwrap_model(self.model_wrapped)):
             return super()._generate_single_turn(*args, **kwargs)
@@ -194,7 +199,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         if not torch.is_grad_enabled():
             size = self.args.per_device_train_batch_size
             return [slice(start, start + size) for start in range(0, rows, size)]
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # every process must pass through the layers as often as the others
+        if self.is_sharded:
             return [slice(0, rows)]
         pieces, start = [], 0
         least = PIECE_CUDA if self.accelerator.device.type == "cuda" else PIECE

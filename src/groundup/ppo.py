@@ -135,7 +135,7 @@ class PPOTrainer(GRPOTrainer):
         config.beta = config.kl_coef
         super().__init__(*args, **kwargs)
         config.beta = self.beta = 0.0
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self.is_sharded:
             fix = "launch with accelerate_configs/ddp.yaml"
             raise InputError("PPO trains two models, and DeepSpeed and FSDP take one", "accelerate configuration", fix)
         self.shared = critic is None
