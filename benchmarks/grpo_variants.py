@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from measure import header, last_line, parser, table
-from overoptimisation import a_small_ladder, nano
-from runs import ROOT, recipe
+from overoptimisation import a_small_ladder
+from runs import ROOT, nano, recipe
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "the recipe": {},

@@ -13,23 +13,17 @@ import shutil
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
-import yaml
 from groundup.curves import draw
 from measure import header, last_line, parser, table
 from rl_throughput import made_up
-from runs import ROOT, recipe
+from runs import nano, recipe
 
 STYLE = """<style>
 svg{background:#fff} text{font:10px sans-serif;fill:#444} .grid{stroke:#ddd} .line{fill:none;stroke-width:2} .raw{display:none}
 .s0{stroke:#4269d0} .s1{stroke:#d97706} .t0{fill:#4269d0} .t1{fill:#d97706}
 </style>"""
 STEPS, EVERY = 150, 3
-
-
-def nano(name: str, **changed: Any) -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "recipes" / "nano" / f"{name}.yaml").read_text()) | changed
 
 
 def a_small_ladder(folder: Path) -> Path:

@@ -12,6 +12,11 @@ import yaml
 ROOT = Path(__file__).parents[1]
 
 
+def nano(name: str, **changed: Any) -> dict[str, Any]:
+    """The settings of `recipes/nano/<name>.yaml`, some changed."""
+    return yaml.safe_load((ROOT / "recipes" / "nano" / f"{name}.yaml").read_text()) | changed
+
+
 def recipe(name: str, settings: dict[str, Any], config: Path) -> None:
     """Run `recipes/<name>.py` on `settings`, written to `config`; what is finished already says so and is kept.
 
