@@ -21,7 +21,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from measure import command_line, header, last_line, median, parser, table
@@ -85,7 +85,8 @@ def kernel_watcher(at: int):
 
 def ours(name: str, job: dict) -> dict[str, Any]:
     """recipes/pretrain.py's own main, with what is specific to a benchmark replaced: it keeps no weights."""
-    from groundup.configs import DataArguments, ModelArguments, parse
+    from groundup.command_line import parse
+    from groundup.configs import DataArguments, ModelArguments
     from transformers import TrainingArguments
 
     shape, steps = job["shape"], job["shape"]["steps"]
@@ -134,9 +135,9 @@ def ours(name: str, job: dict) -> dict[str, Any]:
             flops_per_token=trainer.flops / trainer.tokens,
         )
 
-    recipe.watch = lambda trainer: (watch(trainer), trainer.add_callback(kernels))
+    recipe.watch = lambda trainer, *others: (watch(trainer, *others), trainer.add_callback(kernels))
     recipe.finish = finish
-    recipe.main(*parse([DataArguments, ModelArguments, TrainingArguments], line))
+    recipe.main(*parse(get_type_hints(recipe.main).values(), line))
     return {**seen, "tokens_per_second": median(seen["tokens_per_second"]), "kernels_ms": kernels.milliseconds}
 
 

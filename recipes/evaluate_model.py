@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from groundup import card, record
-from groundup.configs import run
+from groundup.command_line import run
 from groundup.evaluation import EvaluationArguments, Suite
 
 
@@ -60,4 +60,4 @@ def main(model_args: ModelsArguments, args: EvaluationArguments):
 
 
 if __name__ == "__main__":
-    run(main, ModelsArguments, EvaluationArguments)
+    run(main)

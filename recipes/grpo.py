@@ -6,7 +6,8 @@ accelerate launch recipes/grpo.py --config recipes/nano/grpo.yaml
 from dataclasses import asdict
 
 from groundup.callbacks import watch
-from groundup.configs import CurriculumArguments, DataArguments, GateArguments, RehearsalArguments, RewardArguments, run
+from groundup.command_line import run
+from groundup.configs import CurriculumArguments, DataArguments, GateArguments, RehearsalArguments, RewardArguments, RunArguments
 from groundup.data import add_rehearsal, load_problems, load_prompts
 from groundup.gate import Gate
 from groundup.grpo import GRPOTrainer
@@ -26,6 +27,7 @@ def main(
     curriculum_args: CurriculumArguments,
     training_args: GRPOConfig,
     model_args: ModelConfig,
+    run_args: RunArguments,
 ):
     # 1. Arguments
     parent = model_args.model_name_or_path
@@ -33,7 +35,7 @@ def main(
     limits = reward_args.max_faulty_share, reward_args.reward_timeout
     rewards, training_args.reward_weights = build_rewards(reward_args.rewards, *limits)  # what is rewarded stands in the YAML
     others = (reward_args, rehearsal_args, gate_args, curriculum_args, data_args)
-    stage = start("grpo", training_args, model_args, *others, parent=parent)
+    stage = start("grpo", training_args, model_args, run_args, *others, parent=parent)
 
     # 2. Tokenizer and data
     tokenizer = AutoTokenizer.from_pretrained(parent)
@@ -61,7 +63,7 @@ def main(
         peft_config=get_peft_config(model_args),
         **asdict(curriculum_args),
     )
-    watch(trainer)
+    watch(trainer, stage, run_args)
     trainer.add_callback(Gate(trainer, gate_args, stage.directory))  # stops here if there is nothing to learn from
 
     # 5. Train and hand over
@@ -70,4 +72,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main, DataArguments, RehearsalArguments, RewardArguments, GateArguments, CurriculumArguments, GRPOConfig, ModelConfig)
+    run(main)

@@ -6,7 +6,7 @@ python recipes/merge.py out/nano/sft_lora out/nano/sft
 import argparse
 import sys
 
-from groundup.configs import quieten
+from groundup.command_line import quieten
 from groundup.errors import InputError
 from groundup.merging import merge
 

@@ -9,7 +9,7 @@ import json
 import sys
 from dataclasses import replace
 
-from groundup.configs import quieten
+from groundup.command_line import quieten
 from groundup.errors import InputError
 from groundup.hardware import named_device, this_device
 from groundup.plan import SCHEMES, check, plan

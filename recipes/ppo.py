@@ -4,7 +4,8 @@ accelerate launch recipes/ppo.py --config recipes/nano/ppo.yaml
 """
 
 from groundup.callbacks import watch
-from groundup.configs import DataArguments, RewardArguments, run
+from groundup.command_line import run
+from groundup.configs import DataArguments, RewardArguments, RunArguments
 from groundup.data import load_prompts
 from groundup.model import check_model_path, context_length, load_causal_model
 from groundup.ppo import PPOConfig, PPOTrainer, load_critic
@@ -15,7 +16,13 @@ from transformers import AutoTokenizer
 from trl import ModelConfig, get_peft_config
 
 
-def main(data_args: DataArguments, reward_args: RewardArguments, training_args: PPOConfig, model_args: ModelConfig):
+def main(
+    data_args: DataArguments,
+    reward_args: RewardArguments,
+    training_args: PPOConfig,
+    model_args: ModelConfig,
+    run_args: RunArguments,
+):
     # 1. Arguments
     check_model_path(model_args.model_name_or_path)
     limits = reward_args.max_faulty_share, reward_args.reward_timeout
@@ -25,7 +32,7 @@ def main(data_args: DataArguments, reward_args: RewardArguments, training_args: 
     )
     check_model_path(start_of_critic)
     parent = model_args.model_name_or_path
-    stage = start("ppo", training_args, model_args, reward_args, data_args, parent=parent)
+    stage = start("ppo", training_args, model_args, run_args, reward_args, data_args, parent=parent)
 
     # 2. Tokenizer and data
     tokenizer = AutoTokenizer.from_pretrained(parent)
@@ -49,7 +56,7 @@ def main(data_args: DataArguments, reward_args: RewardArguments, training_args: 
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    watch(trainer)
+    watch(trainer, stage, run_args)
 
     # 5. Train and hand over
     trainer.train(resume_from_checkpoint=stage.checkpoint)
@@ -57,4 +64,4 @@ def main(data_args: DataArguments, reward_args: RewardArguments, training_args: 
 
 
 if __name__ == "__main__":
-    run(main, DataArguments, RewardArguments, PPOConfig, ModelConfig)
+    run(main)

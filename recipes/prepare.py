@@ -4,7 +4,8 @@ python recipes/prepare.py --config recipes/nano/prepare.yaml
 python recipes/prepare.py --config recipes/small/prepare.yaml --shard 3/16    # one job of a cluster's array; more in its YAML
 """
 
-from groundup.configs import DataArguments, PrepareArguments, run
+from groundup.command_line import run
+from groundup.configs import DataArguments, PrepareArguments
 from groundup.preparation import Preparation, load_tokenizer, summary
 
 
@@ -33,4 +34,4 @@ def main(data_args: DataArguments, args: PrepareArguments):
 
 
 if __name__ == "__main__":
-    run(main, DataArguments, PrepareArguments)
+    run(main)

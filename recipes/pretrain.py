@@ -4,7 +4,8 @@ accelerate launch recipes/pretrain.py --config recipes/nano/pretrain.yaml
 """
 
 from groundup.callbacks import watch
-from groundup.configs import DataArguments, ModelArguments, run
+from groundup.command_line import run
+from groundup.configs import DataArguments, ModelArguments, RunArguments
 from groundup.head import chunked_loss
 from groundup.model import build_model, config_from_arguments, count_parameters
 from groundup.optim import muon
@@ -14,12 +15,12 @@ from groundup.tokenizer import check_tokenizer_path
 from transformers import AutoTokenizer, TrainingArguments
 
 
-def main(data_args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments):
+def main(data_args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments, run_args: RunArguments):
     # 1. Arguments
     check_tokenizer_path(model_args.tokenizer_path)
     tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_path)
     apply_dial(training_args, model_args, len(tokenizer))
-    stage = start("pretrain", training_args, model_args, data_args)
+    stage = start("pretrain", training_args, model_args, run_args, data_args)
 
     # 2. Data: shards of tokens, prepared before (recipes/prepare.py) or made here from documents
     main_process = training_args.process_index == 0
@@ -46,7 +47,7 @@ def main(data_args: DataArguments, model_args: ModelArguments, training_args: Tr
         block_length=model_args.max_length,
         bytes_per_token=tokens.held_out and tokens.held_out.bytes_per_token,
     )
-    watch(trainer)
+    watch(trainer, stage, run_args)
 
     # 5. Train and hand over
     trainer.train(resume_from_checkpoint=stage.checkpoint)
@@ -54,4 +55,4 @@ def main(data_args: DataArguments, model_args: ModelArguments, training_args: Tr
 
 
 if __name__ == "__main__":
-    run(main, DataArguments, ModelArguments, TrainingArguments)
+    run(main)

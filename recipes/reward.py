@@ -4,7 +4,8 @@ accelerate launch recipes/reward.py --config recipes/nano/reward.yaml
 """
 
 from groundup.callbacks import watch
-from groundup.configs import DataArguments, run
+from groundup.command_line import run
+from groundup.configs import DataArguments, RunArguments
 from groundup.data import load_preferences
 from groundup.model import check_model_path, context_length, load_reward_model
 from groundup.stage import finish, start
@@ -13,11 +14,11 @@ from transformers import AutoTokenizer
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
 
-def main(data_args: DataArguments, training_args: RewardConfig, model_args: ModelConfig):
+def main(data_args: DataArguments, training_args: RewardConfig, model_args: ModelConfig, run_args: RunArguments):
     # 1. Arguments
     model_args.lora_task_type = "SEQ_CLS"  # with `use_peft`: the head is new, and saved with the adapter
     check_model_path(model_args.model_name_or_path)
-    stage = start("reward", training_args, model_args, data_args, parent=model_args.model_name_or_path)
+    stage = start("reward", training_args, model_args, run_args, data_args, parent=model_args.model_name_or_path)
 
     # 2. Tokenizer and data
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
@@ -39,7 +40,7 @@ def main(data_args: DataArguments, training_args: RewardConfig, model_args: Mode
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    watch(trainer)
+    watch(trainer, stage, run_args)
 
     # 5. Train and hand over
     trainer.train(resume_from_checkpoint=stage.checkpoint)
@@ -47,4 +48,4 @@ def main(data_args: DataArguments, training_args: RewardConfig, model_args: Mode
 
 
 if __name__ == "__main__":
-    run(main, DataArguments, RewardConfig, ModelConfig)
+    run(main)

@@ -4,7 +4,8 @@ accelerate launch recipes/sft.py --config recipes/nano/sft.yaml
 """
 
 from groundup.callbacks import watch
-from groundup.configs import DataArguments, run
+from groundup.command_line import run
+from groundup.configs import DataArguments, RunArguments
 from groundup.data import load_conversations
 from groundup.model import check_model_path, load_causal_model
 from groundup.sft import SFTTrainer
@@ -14,11 +15,11 @@ from transformers import AutoTokenizer
 from trl import ModelConfig, SFTConfig, get_peft_config
 
 
-def main(data_args: DataArguments, training_args: SFTConfig, model_args: ModelConfig):
+def main(data_args: DataArguments, training_args: SFTConfig, model_args: ModelConfig, run_args: RunArguments):
     # 1. Arguments
     check_model_path(model_args.model_name_or_path)
     training_args.assistant_only_loss = True  # what the user says is given, not learned
-    stage = start("sft", training_args, model_args, data_args, parent=model_args.model_name_or_path)
+    stage = start("sft", training_args, model_args, run_args, data_args, parent=model_args.model_name_or_path)
 
     # 2. Tokenizer and data
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
@@ -39,7 +40,7 @@ def main(data_args: DataArguments, training_args: SFTConfig, model_args: ModelCo
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    watch(trainer)
+    watch(trainer, stage, run_args)
 
     # 5. Train and hand over
     trainer.train(resume_from_checkpoint=stage.checkpoint)
@@ -47,4 +48,4 @@ def main(data_args: DataArguments, training_args: SFTConfig, model_args: ModelCo
 
 
 if __name__ == "__main__":
-    run(main, DataArguments, SFTConfig, ModelConfig)
+    run(main)

@@ -5,7 +5,8 @@ python recipes/tokenizer.py --config recipes/nano/tokenizer.yaml
 
 from pathlib import Path
 
-from groundup.configs import DataArguments, TokenizerArguments, run
+from groundup.command_line import run
+from groundup.configs import DataArguments, TokenizerArguments
 from groundup.data import load_documents
 from groundup.tokenizer import bytes_per_token, train_tokenizer
 
@@ -39,4 +40,4 @@ def main(data_args: DataArguments, args: TokenizerArguments):
 
 
 if __name__ == "__main__":
-    run(main, DataArguments, TokenizerArguments)
+    run(main)

@@ -1,18 +1,18 @@
 """What a user may write in a YAML file or on the command line, and what is said about a mistake."""
 
-import ast
 import importlib.util
 import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 import yaml
-from groundup.configs import DataArguments, ModelArguments, RewardArguments, TokenizerArguments, allowed, parse
+from groundup.command_line import allowed, parse
+from groundup.configs import DataArguments, ModelArguments, RewardArguments, TokenizerArguments
 from groundup.errors import InputError
 from transformers import TrainingArguments
 
@@ -232,16 +232,13 @@ def without_accelerator(monkeypatch):
 
 
 def types_of(stem):
-    """The classes in the `run(main, ...)` call of the recipe that a YAML is for."""
+    """The classes that the recipe that a YAML is for asks for."""
     path = REPOSITORY / "recipes" / f"{RECIPES.get(stem, stem)}.py"
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    (call,) = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "run"]
-    assert call.args[0].id == "main"
     spec = importlib.util.spec_from_file_location(f"recipe_of_{stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where a dataclass looks its annotations up
     spec.loader.exec_module(module)
-    return [getattr(module, argument.id) for argument in call.args[1:]]
+    return list(get_type_hints(module.main).values())
 
 
 def test_each_rung_has_a_nano_yaml():

@@ -7,15 +7,23 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "groundup"
 FLOORS = (
-    "errors words chat answers objectives stats phrases scoreboard record configs packing order jobs",  # facts and formulas
+    "errors words chat answers objectives stats phrases scoreboard record configs packing order jobs stopping"
+    " neighbours",  # facts and formulas
     "tokenizer model head generation toyland families sources data verifier guarding sandbox unit_tests languages rewards metrics"
-    " shards checkpoint cleaning minhash contamination hardware memory",  # things
-    "optim callbacks pretraining sft curriculum grpo gate ppo evaluation corpus selection",  # loops
+    " shards checkpoint running command_line cleaning minhash contamination hardware memory",  # things
+    "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation corpus selection",  # loops
     "card curves report stage merging preparation workload step plan plan_table",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
     ("configs", "errors"),
+    ("stopping", "errors"),
+    ("running", "checkpoint"),
+    ("command_line", "running"),
+    ("finite", "pretraining"),
+    ("finite", "saving"),
+    ("callbacks", "saving"),
+    ("callbacks", "finite"),
     ("data", "sources"),
     ("rewards", "guarding"),
     ("rewards", "verifier"),

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import launch as launching
-from groundup.configs import parse
+from groundup.command_line import parse
 from recipes.miniature import load_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from groundup import plan as planning
-from groundup.configs import DataArguments, ModelArguments
+from groundup.configs import DataArguments, ModelArguments, RunArguments
 from groundup.errors import InputError
 from groundup.hardware import DEVICES, Device
 from groundup.plan import SCHEMES, check, foresee, plan, scheme_of_launch, show_parts
@@ -183,11 +183,11 @@ def test_too_little_disk_is_refused(planned, monkeypatch):
     assert check(found, used=needed) == []
 
 
-def a_run(tmp_path, tokenizer, world, **settings):
+def a_run(tmp_path, tokenizer, world):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     args = TrainingArguments(output_dir=str(tmp_path / "run"), max_steps=2, use_cpu=True, report_to="none")
-    data = DataArguments(dataset=str(world / "documents.jsonl"), **settings)
+    data = DataArguments(dataset=str(world / "documents.jsonl"))
     return args, ModelArguments(tokenizer_path=str(tmp_path / "tokenizer"), model_config=sizes, max_length=64), data
 
 
@@ -200,7 +200,7 @@ def test_foresee_looks_at_this_machine(tmp_path, tokenizer, world, monkeypatch):
     monkeypatch.setattr(planning, "this_device", lambda processes: replace(CPU, memory=2**20))
     with pytest.raises(InputError, match="pretrain will not fit"):
         foresee("pretrain", (args, *others), args)
-    args, *others = a_run(tmp_path, tokenizer, world, check_memory=False)
+    others.append(RunArguments(check_memory=False))
     assert foresee("pretrain", (args, *others), args)["memory"]["device"] == 2**20
 
 

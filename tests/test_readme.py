@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from groundup.configs import DataArguments, PrepareArguments, parse
+from groundup.command_line import parse
+from groundup.configs import DataArguments, PrepareArguments
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from groundup import record, stage
+from groundup import record, stopping
 from groundup.chat import END_OF_TEXT, TURN_END
-from groundup.configs import DataArguments, ModelArguments
+from groundup.configs import DataArguments, ModelArguments, RunArguments
 from groundup.errors import InputError
 from groundup.hardware import Device
 from groundup.stage import (
@@ -45,12 +45,12 @@ ACCELERATE = ["/usr/bin/python", "/venv/bin/accelerate", "launch"]
 )
 def test_asked_world_size_is_what_the_launcher_was_told(monkeypatch, line, asked):
     parent = SimpleNamespace(cmdline=lambda: line)
-    monkeypatch.setattr(stage.psutil, "Process", lambda: SimpleNamespace(parent=lambda: parent))
+    monkeypatch.setattr(stopping.psutil, "Process", lambda: SimpleNamespace(parent=lambda: parent))
     assert asked_world_size() == asked
 
 
 def test_no_parent_no_launcher(monkeypatch):
-    monkeypatch.setattr(stage.psutil, "Process", lambda: SimpleNamespace(parent=lambda: None))
+    monkeypatch.setattr(stopping.psutil, "Process", lambda: SimpleNamespace(parent=lambda: None))
     assert asked_world_size() is None
 
 
@@ -90,8 +90,8 @@ def a_small_pretraining(tmp_path, tokenizer, world, **settings):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = ModelArguments(tokenizer_path=str(tmp_path / "tokenizer"), model_config=sizes, max_length=64)
-    data = DataArguments(dataset=str(world / "documents.jsonl"), **settings)
-    return arguments(tmp_path / "pretrain", max_steps=2), model, data
+    data = DataArguments(dataset=str(world / "documents.jsonl"))
+    return arguments(tmp_path / "pretrain", max_steps=2), model, data, RunArguments(**settings)
 
 
 def test_start_writes_down_what_it_foresees(tmp_path, tokenizer, world):
@@ -159,11 +159,12 @@ def test_token_is_not_written(tmp_path):
     assert token not in json.dumps(resolved(arguments(tmp_path, hub_token=token)))
 
 
-def test_data_is_noted_and_what_was_dropped_is_said(capsys):
-    run = stage.Run(Path("x"), {"rung": "dpo"}, None)
+def test_data_is_noted_and_what_was_dropped_is_said(tmp_path, capsys):
+    run = start("dpo", arguments(tmp_path))
     some = {"name": "b", "rows": 1200, "dropped": {"chosen equals rejected": 3, "empty chosen": 1000}}
     run.uses([{"name": "a", "dropped": {}}, some], None, [{"name": "c"}])
     assert [entry["name"] for entry in run.data] == ["a", "b", "c"]
+    assert record.read(tmp_path)["data"] == run.data  # a resumed run compares
     assert capsys.readouterr().out.splitlines() == [
         "dpo: 3 of 1,200 rows dropped (chosen equals rejected): b",
         "dpo: 1,000 of 1,200 rows dropped (empty chosen): b",

@@ -1,28 +1,13 @@
-"""Watching a run: stop on NaN, and one line a person can read."""
+"""Watching a run: what keeps it from harm, and one line a person can read."""
 
-import math
 import time
 
-from transformers import ProgressCallback, TrainerCallback
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss or the gradient stopped being a number."""
-
-
-class StopOnNonFinite(TrainerCallback):
-    """Stop when a logged loss or gradient norm is not finite.
-
-    The Trainer logs a NaN step as loss 0.0 (`logging_nan_inf_filter`, which `stage.start` turns off) and trains on: every
-    checkpoint kept is then NaN.
-    """
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        for name in ("loss", "grad_norm", "eval_loss"):
-            value = (logs or {}).get(name)
-            if value is not None and not math.isfinite(float(value)):
-                raise NonFiniteLoss(f"`{name}` is {value} at step {state.global_step}: lower `learning_rate`")
-
+from groundup.configs import RunArguments
+from groundup.finite import SkipNonFinite
+from groundup.neighbours import watch_neighbours
+from groundup.running import Run
+from groundup.saving import Saving
+from transformers import ProgressCallback, Trainer, TrainerCallback
 
 SHOWN = {  # log key -> (label, format)
     "loss": ("loss", "{:.3f}"),
@@ -39,6 +24,7 @@ SHOWN = {  # log key -> (label, format)
     "frac_reward_zero_std": ("flat groups", "{:.2f}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
     "mfu": ("MFU", "{:.1%}"),
+    "skipped_steps": ("steps left out", "{:.0f}"),
 }
 
 
@@ -60,12 +46,14 @@ class ProgressLine(TrainerCallback):
         print(f"step {state.global_step}/{state.max_steps}  {'  '.join(parts)}  {clock}", flush=True)
 
 
-def watch(trainer) -> None:
+def watch(trainer: Trainer, run: Run, args: RunArguments) -> None:
     """Give `trainer` our callbacks in place of the progress bar, which prints logs as one long dictionary."""
     trainer.remove_callback(ProgressCallback)
     for name in ("PrinterCallback", "RichProgressCallback"):
         for callback in list(trainer.callback_handler.callbacks):
             if type(callback).__name__ == name:
                 trainer.remove_callback(callback)
-    trainer.add_callback(StopOnNonFinite())
+    trainer.add_callback(SkipNonFinite(trainer, run, args.max_skipped_steps))
+    trainer.add_callback(Saving(trainer, run))
     trainer.add_callback(ProgressLine())
+    watch_neighbours(args.silence_timeout)

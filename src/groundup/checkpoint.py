@@ -1,49 +1,202 @@
-"""Which checkpoint a run may go on from."""
+"""Checkpoints that are whole or passed over, and a directory that one run at a time writes to.
 
+The Trainer writes a checkpoint's files one by one, and takes the one with the largest number, whatever is in it. Here a manifest is
+written when all else is there: a directory without one was never finished, and one whose files differ from it is damaged.
+Staging a directory and renaming it is what transformers tried and took back (huggingface/transformers#36076, #36112).
+"""
+
+import fcntl
+import hashlib
 import json
+import os
 import re
+import shutil
+import socket
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
-# A part and the files, any of which is it: the Trainer's own, those of FSDP with a full or a sharded state, those of DeepSpeed
-NEEDED = {
-    "optimizer.pt": ["optimizer.pt", "optimizer.bin", "optimizer_0/.metadata", "global_step*/*optim_states.pt"],
-    "scheduler.pt": ["scheduler.pt"],
-    "trainer_state.json": ["trainer_state.json"],
-    "model.safetensors": ["*.safetensors", "pytorch_model_fsdp_0/.metadata"],
-    "rng_state.pth": ["rng_state*.pth"],
-}
+from groundup.errors import InputError
+from groundup.record import write_json
+
+MANIFEST = "MANIFEST.json"
+LOCK = ".lock"
+GONE = ".gone"
 
 
-def missing_part(checkpoint: Path) -> str | None:
-    """What a checkpoint directory lacks to resume from, or None when it is whole.
+# One checkpoint ------------------------------------------------------------------------------------------------------
 
-    The Trainer writes `trainer_state.json` last and does not look at the others when it resumes: without `optimizer.pt` it goes
-    on with a fresh optimizer and says nothing (huggingface/transformers#35782).
+
+def seal(checkpoint: Path) -> Path:
+    """Write the manifest of a checkpoint of which all files are there: name, bytes and sha256 of each, all of it on the disk."""
+    files = {}
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MANIFEST):
+        files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path, sync=True)}
+    written = write_json(checkpoint / MANIFEST, {"schema": 1, "files": files})
+    for directory in (checkpoint, checkpoint.parent):
+        _sync_directory(directory)
+    return written
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None when it is what was sealed.
+
+    A manifest that names a file outside the directory, or a link, is damage too: nothing there is read.
     """
-    for name, patterns in NEEDED.items():
-        sizes = [path.stat().st_size for pattern in patterns for path in checkpoint.glob(pattern) if path.is_file()]
-        if not sizes or 0 in sizes:  # an empty file is what a full disk leaves
-            return name
-    if list(checkpoint.glob("global_step*")) and not (checkpoint / "latest").is_file():  # DeepSpeed writes it when all is there
-        return "latest"
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-    except ValueError:
-        return "trainer_state.json (not whole)"
+        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        expected = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is not readable"
+    if not expected:
+        return f"{MANIFEST} names no files"
+    root = checkpoint.resolve()
+    for name, (size, digest) in expected.items():
+        path = checkpoint / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or path.resolve() != root / name:
+            return f"{MANIFEST} names {name}, which is not inside"
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes, not {size:,}"
+        if _sha256(path) != digest:
+            return f"{name} is not what was written (sha256)"
     return None
 
 
-def newest_checkpoint(directory: str | Path) -> tuple[str | None, list[str]]:
-    """The newest whole checkpoint of a stage directory, and a line for each newer one that is not."""
-    steps = {}
+def _sha256(path: Path, sync: bool = False) -> str:
+    with open(path, "rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# All of a run's ------------------------------------------------------------------------------------------------------
+
+
+def checkpoints(directory: str | Path) -> list[tuple[int, Path]]:
+    """Step and path of each `checkpoint-N`, in order, whatever is in them."""
+    found = []
     for path in Path(directory).glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", path.name)
         if match and path.is_dir():
-            steps[int(match[1])] = path
-    passed_over = []
-    for step in sorted(steps, reverse=True):
-        lacks = missing_part(steps[step])
-        if lacks is None:
-            return str(steps[step]), passed_over
-        passed_over.append(f"{steps[step]} is not whole: {lacks}")
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
+def newest_checkpoint(directory: str | Path, saved: int | None = None) -> tuple[str | None, list[str]]:
+    """The newest whole checkpoint of a stage directory, and what was found on the way: a line for each newer one.
+
+    One that was never finished is deleted: a run was killed while it saved. One that is damaged is set aside under another name.
+
+    Args:
+        saved: the last step that the run's record says was saved.
+
+    Raises:
+        InputError: checkpoints were saved, and none is whole.
+    """
+    passed_over, damaged = [], []
+    for step, path in reversed(checkpoints(directory)):
+        wrong = damage(path)
+        if wrong is None:
+            return str(path), passed_over
+        if (path / MANIFEST).exists():
+            aside = next(p for n in range(1000) if not (p := path.with_name(f"{path.name}.damaged{n or ''}")).exists())
+            os.replace(path, aside)
+            damaged.append(f"{path.name}: {wrong}")
+            passed_over.append(f"{path} is damaged: {wrong}; set aside as {aside.name}")
+        elif step == saved:
+            damaged.append(f"{path.name}: {wrong}")
+        else:
+            discard(path)
+            passed_over.append(f"{path} was not finished, and is gone: {wrong}")
+    if damaged or saved is not None:
+        found = "; ".join(damaged) or f"step {saved} was saved, and there is no checkpoint"
+        fix = "put a checkpoint back as it was written; to begin anew, give another `output_dir` or remove this one"
+        raise InputError(f"no checkpoint is whole: {found}", str(directory), fix)
     return None, passed_over
+
+
+def rotate(directory: Path, keep: int | None, best: str | None = None) -> None:
+    """Delete all but the newest `keep` sealed checkpoints, and the best one; None keeps all. One at least stays."""
+    for path in directory.glob(f".checkpoint-*{GONE}"):  # a run was killed while it deleted
+        shutil.rmtree(path, ignore_errors=True)
+    if not keep:
+        return
+    sealed = [path for _, path in checkpoints(directory) if (path / MANIFEST).is_file()]
+    for path in sealed[: -max(keep, 1)]:
+        if best is None or path.resolve() != Path(best).resolve():
+            discard(path)
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint such that a kill in the middle leaves no part of it under its name."""
+    away = checkpoint.with_name(f".{checkpoint.name}{GONE}")
+    shutil.rmtree(away, ignore_errors=True)
+    os.replace(checkpoint, away)
+    shutil.rmtree(away)
+
+
+# One run at a time ---------------------------------------------------------------------------------------------------
+
+
+class Lock:
+    """A stage directory of one's own, until `release` or the end of the process.
+
+    A POSIX record lock: the kernel drops it with the process, so that none is ever stale; forked workers do not hold it.
+
+    Raises:
+        InputError: another process has it, or the directory cannot be written to.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory, self.path, self.file = directory, directory / LOCK, None
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            while self.file is None:
+                file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115
+                self._take(file)
+                if self.path.is_file() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                    self.file = file
+                else:  # its last holder removed it just now
+                    file.close()
+        except OSError as error:
+            raise InputError(f"cannot write there: {error.strerror}", str(directory), "give another `output_dir`") from None
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.file.truncate(0)
+        self.file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}) + "\n")
+        self.file.flush()
+
+    def _take(self, file: IO[str]) -> None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            try:
+                holder = json.loads(file.read())
+                who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+            except (ValueError, KeyError, TypeError):
+                who = "another process"
+            file.close()
+            fix = "wait for it or stop it, or give another `output_dir`"
+            raise InputError(f"the directory is in use by {who}", str(self.directory), fix) from None
+
+    def release(self) -> None:
+        """Give it back; a directory in which nothing was written goes with it."""
+        if self.file is None:
+            return
+        self.path.unlink(missing_ok=True)
+        self.file.close()
+        self.file = None
+        if not any(self.directory.iterdir()):
+            self.directory.rmdir()

@@ -10,7 +10,7 @@ from unittest import mock
 
 import psutil
 import torch
-from groundup.configs import DataArguments
+from groundup.configs import RunArguments
 from groundup.errors import InputError
 from groundup.hardware import Device, free_disk, this_device
 from groundup.memory import largest_layer
@@ -276,7 +276,7 @@ def foresee(rung: str, given: tuple, args: TrainingArguments, used: int = 0) -> 
     Raises:
         InputError: as `check`, unless `check_memory` is off.
     """
-    if rung not in TYPES or not {type(argument) for argument in given} >= set(TYPES[rung]):
+    if rung not in TYPES or not {type(argument) for argument in given} >= set(TYPES[rung]) - {RunArguments}:
         return None
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = this_device(local)
@@ -285,7 +285,7 @@ def foresee(rung: str, given: tuple, args: TrainingArguments, used: int = 0) -> 
     except InputError:  # the recipe will come to it, and knows better what it wanted
         return None
     found = plan(load, device, scheme_of_launch(args.world_size), budget=BUDGET_AT_START)
-    if next(argument for argument in given if isinstance(argument, DataArguments)).check_memory:
+    if next((argument for argument in given if isinstance(argument, RunArguments)), RunArguments()).check_memory:
         for line in check(found, used):
             print(f"warning: {line}", flush=True)
     return found

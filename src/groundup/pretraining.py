@@ -201,6 +201,7 @@ class PretrainTrainer(Trainer):
         self.args.ignore_data_skip = True  # there is nothing to skip
         self.args.remove_unused_columns = False
         self.add_callback(DataEpoch(self.batch / rows))
+        self.order = Order(rows, self.args.seed if self.args.data_seed is None else self.args.data_seed)
         self._flops = flops_per_token(self.model.config, count_parameters(self.model), block_length)
         self._step_tokens = self.batch * block_length
         self._since, self._since_step, self._paused = time.perf_counter(), 0, 0.0
@@ -209,12 +210,11 @@ class PretrainTrainer(Trainer):
         self._peak = peak and peak * self.args.world_size
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        args, seed = self.args, self.args.seed if self.args.data_seed is None else self.args.data_seed
-        order = Order(len(self.train_dataset), seed)
+        args = self.args
         loader = torch.utils.data.DataLoader(
             self.train_dataset,
             batch_size=self._train_batch_size,
-            sampler=Steps(order, self.batch, args.max_steps, lambda: self.state.global_step),
+            sampler=Steps(self.order, self.batch, args.max_steps, lambda: self.state.global_step),
             collate_fn=self.data_collator,
             generator=torch.Generator(),  # or a resumed run, which begins to read once more, draws a random number more
             num_workers=args.dataloader_num_workers,
@@ -223,6 +223,10 @@ class PretrainTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
         )
         return self.accelerator.prepare(loader)
+
+    def rows_of(self, step: int) -> list[int]:
+        """Numbers of the rows that a step, counted from 1, reads in all processes together."""
+        return self.order[np.arange((step - 1) * self.batch, step * self.batch)].tolist()
 
     def train(self, *args, **kwargs):
         self._since, self._since_step = time.perf_counter(), None

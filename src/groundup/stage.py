@@ -2,24 +2,28 @@
 
 import math
 import os
+import socket
 import sys
-import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import yaml
 from accelerate.utils import broadcast_object_list
 from groundup import card, record
 from groundup.chat import END_OF_TEXT
-from groundup.checkpoint import newest_checkpoint
+from groundup.checkpoint import Lock, newest_checkpoint
+from groundup.configs import RunArguments
 from groundup.errors import InputError
 from groundup.hardware import peak_memory
 from groundup.model import count_parameters
 from groundup.plan import foresee
+from groundup.running import Run
+from groundup.stopping import launched
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -44,44 +48,21 @@ MAY_CHANGE = (
     "hub_token",
     "push_to_hub",
     "check_memory",
+    "allow_change",
+    "max_skipped_steps",
+    "silence_timeout",
     "max_faulty_share",  # a run that a limit has stopped goes on with another
     "reward_timeout",
 )
-BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
 REPLY_TOKENS = 64  # how long pipeline() lets a model of ours talk unless told otherwise
-
-
-@dataclass
-class Run:
-    """A rung under way."""
-
-    directory: Path
-    record: dict[str, Any]
-    checkpoint: str | None  # to resume from
-    began: float = field(default_factory=time.perf_counter)
-    data: list[dict] = field(default_factory=list)
-
-    def uses(self, *sources: list[dict] | None) -> None:
-        """Note where the rows came from (`Loaded.provenance`), and say what was dropped."""
-        entries = [entry for source in sources if source for entry in source]
-        self.data += entries
-        for entry in entries:
-            for reason, count in entry.get("dropped", {}).items():
-                if os.environ.get("RANK", "0") == "0":
-                    print(
-                        f"{self.record['rung']}: {count:,} of {entry['rows']:,} rows dropped ({reason}): {entry['name']}",
-                        flush=True,
-                    )
 
 
 def asked_world_size() -> int | None:
     """How many processes `accelerate launch` was asked for, by its own command line; None under another launcher."""
-    parent = psutil.Process().parent()
-    words = parent.cmdline() if parent else []
-    launcher = next((i for i, word in enumerate(words) if Path(word).name in ("accelerate", "accelerate-launch")), None)
-    if launcher is None:
+    words = launched()
+    if not words:
         return None
-    words = words[launcher:]
 
     def option(*names: str) -> str | None:
         for i, word in enumerate(words[:-1]):
@@ -112,18 +93,18 @@ def check_world_size(args: TrainingArguments, asked: int | None) -> None:
         raise InputError(f"{asked} processes were asked for and {args.world_size} started", fix=fix)
 
 
-def check_global_batch(directory: Path, before: dict, now: dict) -> None:
+def check_global_batch(before: dict, now: dict) -> None:
     """Refuse to go on with another number of rows a step; how they are split may change.
 
     Raises:
         InputError: names both.
     """
-    parts = [[*(run["config"][key] for key in BATCH), run["world_size"]] for run in (before, now)]
+    parts = [[*(run["config"][key] for key in BATCH[:2]), run["world_size"]] for run in (before, now)]
     if math.prod(parts[0]) != math.prod(parts[1]):
         told = [f"{math.prod(part)} rows a step ({' x '.join(map(str, part))})" for part in parts]
         raise InputError(
-            f"{directory} holds an interrupted run of {told[0]}, and this one has {told[1]}",
-            f"{' x '.join(BATCH)} x processes",
+            f"{now['config']['output_dir']} holds an interrupted run of {told[0]}, and this one has {told[1]}",
+            f"{' x '.join(BATCH[:2])} x processes",
             f"choose them so that their product is {math.prod(parts[0])}, or give another `output_dir`",
         )
 
@@ -140,7 +121,7 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
     """Open the stage directory `training_args.output_dir`, or go on with it.
 
     A finished rung is said to be finished and ends the process with status 0. An interrupted one resumes from its newest whole
-    checkpoint. Nothing is ever deleted.
+    checkpoint. Of what is in the directory nothing is deleted but a checkpoint whose saving was cut off.
 
     Args:
         rung: `pretrain`, `sft`, ...
@@ -148,79 +129,135 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
         parent: the model this rung starts from.
 
     Raises:
-        InputError: a launch that lost processes, settings other than those the interrupted run had, or memory or disk that will
-            not do.
+        InputError: a launch that lost processes, a directory in use, settings or a model other than those the interrupted run had,
+            checkpoints that are all damaged, or memory or disk that will not do.
     """
     check_world_size(training_args, asked_world_size())
-    directory = Path(training_args.output_dir)
-    config = resolved(training_args, *others)
-    before = record.read(directory)
-    main = training_args.process_index == 0
-    if before and before["status"] == "finished":
+    if training_args.save_only_model and training_args.save_strategy != "no":
+        raise InputError("a run cannot go on from weights alone", "save_only_model", "leave it out, or write `save_strategy: no`")
+    directory, main = Path(training_args.output_dir), training_args.process_index == 0
+    settings = next((other for other in others if isinstance(other, RunArguments)), RunArguments())
+    config, lock = resolved(training_args, *others), None
+    check_allowed(settings.allow_change, config)
+
+    def look() -> dict[str, Any]:
+        """What stands in the directory, and what this run will be."""
+        nonlocal lock
+        lock = Lock(directory)
+        before = record.read(directory) or {}
+        if before.get("status") == "finished":
+            return {"finished": True}
+        entry = {
+            "schema": 1,
+            "rung": rung,
+            "status": "running",
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "parent": describe_parent(parent) if parent else None,
+            "config": config,
+            "data": before.get("data", []),
+            "seed": training_args.seed,
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "git_commit": record.git_commit(),
+            "versions": record.versions(),
+            "hardware": record.hardware(),
+            "world_size": training_args.world_size,
+            "started": before.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": before.get("seconds", 0.0),
+        }
+        checkpoint, passed_over = newest_checkpoint(directory, before.get("saved_step"))
+        if checkpoint and before:
+            check_unchanged(before, entry, settings.allow_change)
+        if checkpoint:
+            entry["saved_step"] = int(checkpoint.rpartition("-")[2])
+        if before:
+            for line in [*passed_over, f"going on from {checkpoint or 'the beginning'}"]:
+                print(f"{rung}: {line}", flush=True)
+        used = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+        entry["plan"] = foresee(rung, (training_args, *others), training_args, used)
+        record.write(directory, entry)
+        return {"entry": entry, "checkpoint": checkpoint, "before": before}
+
+    found = agreed(look, main)
+    if "entry" not in found and lock:
+        lock.release()
+    if isinstance(error := found.get("error"), InputError):
+        raise error
+    if "finished" in found:
         if main:
             print(f"{rung}: finished already, {directory} (remove the directory to run it again)", flush=True)
         training_args.distributed_state.wait_for_everyone()
         sys.exit(0)
-    checkpoint = None
-    if before:
-        splits_freely = rung == "pretrain"  # its order of rows does not depend on who reads them
-        changes = record.changed(before["config"], config, ignore=MAY_CHANGE + BATCH * splits_freely)
-        checkpoint, passed_over = newest_checkpoint(directory)
-        if splits_freely and checkpoint:
-            check_global_batch(directory, before, {"config": config, "world_size": training_args.world_size})
-        if changes and checkpoint:
-            raise InputError(
-                f"{directory} holds an interrupted run with other settings: {'; '.join(changes)}",
-                fix="run it with the old settings, or give another `output_dir`",
-            )
-        if main:
-            for line in passed_over:
-                print(f"{rung}: {line}", flush=True)
-            print(f"{rung}: going on from {checkpoint or 'the beginning'}", flush=True)
-    prediction = [foresee_or_refuse(rung, training_args, others, resumes=before is not None) if main else None]
-    broadcast_object_list(prediction)  # one process looks, and all start or stop
-    if isinstance(prediction[0], InputError):
-        raise prediction[0]
     training_args.logging_nan_inf_filter = False  # it would log NaN as loss 0.0
     training_args.ddp_find_unused_parameters = bool(training_args.ddp_find_unused_parameters)
     set_seed(training_args.seed)
-    entry = {
-        "schema": 1,
-        "rung": rung,
-        "status": "running",
-        "parent": describe_parent(parent) if parent else None,
-        "config": config,
-        "data": [],
-        "seed": training_args.seed,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "git_commit": record.git_commit(),
-        "versions": record.versions(),
-        "hardware": record.hardware(),
-        "world_size": training_args.world_size,
-        "started": (before or {}).get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": (before or {}).get("seconds", 0.0),
-        "plan": prediction[0],
-    }
+    run = Run(directory, found["entry"], found["checkpoint"], frozenset(settings.allow_change), found["before"], lock)
+    Run.under_way = run
+    return run
+
+
+def agreed(look: Callable[[], dict[str, Any]], main: bool) -> dict[str, Any]:
+    """What `look` returns in the first process, in all of them: one looks, and all start or stop. An InputError is an `error`."""
+    found = [{}]
     if main:
-        directory.mkdir(parents=True, exist_ok=True)
-        record.write(directory, entry)
-    training_args.distributed_state.wait_for_everyone()
-    return Run(directory, entry, checkpoint)
+        try:
+            found = [look()]
+        except InputError as error:
+            found = [{"error": error}]
+    broadcast_object_list(found)
+    return found[0]
 
 
-def foresee_or_refuse(rung: str, training_args: TrainingArguments, others: tuple, resumes: bool) -> dict | InputError | None:
-    """The plan, or why there is none, in a form that the other processes can be told."""
-    files = Path(training_args.output_dir).rglob("*") if resumes else ()
-    used = sum(path.stat().st_size for path in files if path.is_file())
-    try:
-        return foresee(rung, (training_args, *others), training_args, used)
-    except InputError as error:
-        return error
+def check_allowed(names: list[str], config: dict[str, Any]) -> None:
+    """Refuse a name in `allow_change` that is no setting.
+
+    Raises:
+        InputError: names the nearest.
+    """
+    known = {*config, "data", "parent"}
+    for name in names:
+        if name.split(".")[0] not in known:
+            near = get_close_matches(name, known, n=1)
+            raise InputError(f"`allow_change: {name}` is no setting", fix=f"did you mean `{near[0]}`?" if near else "leave it out")
+
+
+def check_unchanged(before: dict[str, Any], now: dict[str, Any], allowed: list[str]) -> None:
+    """Refuse to go on with settings or a model other than the interrupted run had, except for those in `allowed`.
+
+    Raises:
+        InputError: names all that differ.
+    """
+    changes = record.changed(before["config"], now["config"], ignore=[*MAY_CHANGE, *BATCH, *allowed])
+    if "parent" not in allowed:
+        then, is_now = (record.plain(entry.get("parent")) or {} for entry in (before, now))
+        for what in ("weights_sha256", "tokenizer_sha256"):
+            if then.get(what) != is_now.get(what):
+                told = " -> ".join(str(entry.get(what))[:12] for entry in (then, is_now))
+                changes.append(f"parent: {what} of {is_now.get('path')} {told}")
+    if changes:
+        names = " ".join(dict.fromkeys(line.split(":")[0] for line in changes))
+        raise InputError(
+            f"{now['config']['output_dir']} holds an interrupted run with other settings: {'; '.join(changes)}",
+            fix=f"run it with the old settings, give another `output_dir`, or go on all the same with `--allow_change {names}`",
+        )
+    if not set(BATCH) & set(allowed):
+        check_global_batch(before, now)
 
 
 def describe_parent(parent: str) -> dict[str, Any]:
-    """Path or id of the model a rung starts from, with the hashes that tell it from another of the same name."""
-    return {"path": parent, **record.hashes(parent)}
+    """Path or id of the model a rung starts from, with the hashes that tell it from another of the same name.
+
+    Raises:
+        InputError: its weights or its tokenizer are not those that its rung left.
+    """
+    found = record.hashes(parent)
+    left = (record.read(parent) if Path(parent).is_dir() else None) or {}
+    for what, now in found.items():
+        if left.get("status") == "finished" and left.get(what) not in (None, now):
+            told = f"{left[what][:12]} -> {str(now)[:12]}"
+            fix = "put the files back as they were, or run the rung that made them again"
+            raise InputError(f"the model was changed or damaged since its rung ended: {what} {told}", str(parent), fix)
+    return {"path": parent, **found}
 
 
 def save_random_init(directory: str | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Run) -> None:
@@ -260,7 +297,7 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
         run.record.update(
             status="finished",
             data=run.data,
-            seconds=round(run.record["seconds"] + time.perf_counter() - run.began, 1),
+            seconds=run.seconds,
             tokens=trainer.state.num_input_tokens_seen or None,
             flops=trainer.state.total_flos or None,
             parameters=count_parameters(model),
@@ -270,11 +307,15 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
             **record.hashes(run.directory),
         )
         run.record.update(extra)
-        record.write(run.directory, run.record)
+        run.record.pop("saved_step", None)
         card.write_card(run.directory, run.record)
+        record.write(run.directory, run.record)  # last: what is finished is not begun again
         print(f"{run.record['rung']}: done in {run.record['seconds']:.0f} s -> {run.directory}", flush=True)
     trainer.accelerator.wait_for_everyone()
     trainer.end()
+    if run.lock:
+        run.lock.release()
+    Run.under_way = None
 
 
 def chat_generation_config(tokenizer) -> GenerationConfig:

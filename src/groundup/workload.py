@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import yaml
+from groundup.command_line import dataclass_fields, parse, read_yaml
 from groundup.configs import (
     CurriculumArguments,
     DataArguments,
@@ -20,10 +21,8 @@ from groundup.configs import (
     PrepareArguments,
     RehearsalArguments,
     RewardArguments,
+    RunArguments,
     TokenizerArguments,
-    dataclass_fields,
-    parse,
-    read_yaml,
 )
 from groundup.data import load_conversations, load_preferences, load_prompts
 from groundup.errors import InputError
@@ -39,12 +38,21 @@ from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig
 TYPES: dict[str, tuple[type, ...]] = {  # what each recipe parses
     "tokenizer": (DataArguments, TokenizerArguments),
     "prepare": (DataArguments, PrepareArguments),
-    "pretrain": (DataArguments, ModelArguments, TrainingArguments),
-    "sft": (DataArguments, SFTConfig, ModelConfig),
-    "reward": (DataArguments, RewardConfig, ModelConfig),
-    "dpo": (DataArguments, DPOConfig, ModelConfig),
-    "ppo": (DataArguments, RewardArguments, PPOConfig, ModelConfig),
-    "grpo": (DataArguments, RehearsalArguments, RewardArguments, GateArguments, CurriculumArguments, GRPOConfig, ModelConfig),
+    "pretrain": (DataArguments, ModelArguments, TrainingArguments, RunArguments),
+    "sft": (DataArguments, SFTConfig, ModelConfig, RunArguments),
+    "reward": (DataArguments, RewardConfig, ModelConfig, RunArguments),
+    "dpo": (DataArguments, DPOConfig, ModelConfig, RunArguments),
+    "ppo": (DataArguments, RewardArguments, PPOConfig, ModelConfig, RunArguments),
+    "grpo": (
+        DataArguments,
+        RehearsalArguments,
+        RewardArguments,
+        GateArguments,
+        CurriculumArguments,
+        GRPOConfig,
+        ModelConfig,
+        RunArguments,
+    ),
 }
 MARKS = {  # keys without which a YAML is none of the rung's
     "tokenizer": {"vocab_size"},

@@ -23,7 +23,7 @@ def load_recipe(name: str) -> ModuleType:
 
 def arguments_of(recipe: ModuleType, name: str, settings: dict[str, Any]) -> tuple:
     """The recipe's argument classes from its nano YAML, `settings` beating the file as on the command line."""
-    from groundup.configs import parse
+    from groundup.command_line import parse
 
     types = [kind for key, kind in get_type_hints(recipe.main).items() if key != "return"]
     line = ["--config", str(REPOSITORY / "recipes" / "nano" / f"{name}.yaml")]

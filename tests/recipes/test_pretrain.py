@@ -132,7 +132,7 @@ TokenShards.__getitem__ = record
 spec = importlib.util.spec_from_file_location("recipe", sys.argv.pop(1))
 recipe = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(recipe)
-recipe.run(recipe.main, recipe.DataArguments, recipe.ModelArguments, recipe.TrainingArguments)
+recipe.run(recipe.main)
 """
 
 
