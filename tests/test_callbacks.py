@@ -2,26 +2,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from groundup.callbacks import NonFiniteLoss, ProgressLine, StopOnNonFinite, watch
+from groundup.callbacks import ProgressLine, watch
+from groundup.configs import RunArguments
+from groundup.finite import SkipNonFinite
+from groundup.saving import Saving
+from groundup.stage import start
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 
 def state(step=3, steps=10, first=True):
     return SimpleNamespace(global_step=step, max_steps=steps, is_world_process_zero=first)
-
-
-@pytest.mark.parametrize(
-    "logs", [{"loss": float("nan")}, {"loss": float("inf")}, {"loss": 1.0, "grad_norm": float("nan")}, {"eval_loss": "nan"}]
-)
-def test_not_a_number_stops_the_run(logs):
-    with pytest.raises(NonFiniteLoss, match="at step 3: lower `learning_rate`"):
-        StopOnNonFinite().on_log(None, state(), None, logs=logs)
-
-
-@pytest.mark.parametrize("logs", [{"loss": 2.0, "grad_norm": 1e9, "eval_loss": 0.0}, {"reward": float("nan")}, {}, None])
-def test_numbers_do_not(logs):
-    StopOnNonFinite().on_log(None, state(), None, logs=logs)
 
 
 def lines(capsys, monkeypatch, logs, **of):
@@ -71,16 +62,7 @@ def test_watch_puts_ours_in_place_of_the_usual(tiny_model, tmp_path, disable_tqd
     trainer = trainer_of(tiny_model, tmp_path, disable_tqdm=disable_tqdm)
     usual = (ProgressCallback, PrinterCallback)
     assert any(type(callback) in usual for callback in trainer.callback_handler.callbacks)
-    watch(trainer)
+    watch(trainer, start("pretrain", trainer.args), RunArguments())
     kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
     assert not set(kinds) & set(usual)
-    assert kinds.count(StopOnNonFinite) == kinds.count(ProgressLine) == 1
-
-
-def test_training_stops_at_the_first_nan(tiny_model, tmp_path):
-    trainer = trainer_of(tiny_model, tmp_path)
-    watch(trainer)
-    with torch.no_grad():
-        tiny_model.model.norm.weight[0] = float("nan")
-    with pytest.raises(NonFiniteLoss, match="`loss` is nan at step 1"):
-        trainer.train()
+    assert [kind for kind in kinds if kind.__module__.startswith("groundup.")] == [SkipNonFinite, ProgressLine, Saving]

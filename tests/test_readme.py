@@ -1,10 +1,10 @@
 """A sentence, path or command of README that nothing touches will rot: these read it and check."""
 
-import ast
 import importlib.util
 import re
 import shlex
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
@@ -19,16 +19,11 @@ CLUSTER = re.findall(r"^(?:sbatch|bash) .*recipes/cluster/.*$", README, flags=re
 
 
 def recipe_types(path: Path) -> list[type]:
-    """The argument classes that a recipe hands to `run`."""
-    call = next(
-        node
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "run"
-    )
+    """The argument classes that a recipe's `main` asks for."""
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return [getattr(module, name.id) for name in call.args[1:]]
+    return list(get_type_hints(module.main).values())
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))

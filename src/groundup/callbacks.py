@@ -54,6 +54,6 @@ def watch(trainer: Trainer, run: Run, args: RunArguments) -> None:
             if type(callback).__name__ == name:
                 trainer.remove_callback(callback)
     trainer.add_callback(SkipNonFinite(trainer, run, args.max_skipped_steps))
-    trainer.add_callback(Saving(trainer, run))
     trainer.add_callback(ProgressLine())
+    trainer.add_callback(Saving(trainer, run))  # last: what it ends is done
     watch_neighbours(args.silence_timeout)
