@@ -87,7 +87,7 @@ def _parent_of(rung: dict, rungs: list[dict]) -> dict | None:
 def _warnings(rungs: list[dict]) -> list[str]:
     found = []
     for rung in rungs:
-        if rung["status"] in ("running", "interrupted"):
+        if rung["status"] in ("running", "interrupted", "failed"):
             found.append(f"{rung['name']} is {rung['status']}: its numbers are not final.")
         parent = _parent_of(rung, rungs)
         if parent and (parent["started"] or "") > (rung["started"] or "~"):

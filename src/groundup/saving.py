@@ -66,10 +66,10 @@ class Saving(TrainerCallback):
     def missing_evaluation(self, args, state) -> bool:
         """Whether the run was asked to stop in the evaluation that its last step ended with."""
         step = state.global_step
-        due = args.eval_strategy == "steps" and step and step % state.eval_steps == 0
-        return (
-            bool(due) and not self.generates and not any("eval_loss" in line for line in state.log_history if line["step"] == step)
-        )
+        ends = args.eval_strategy == "steps" and step % state.eval_steps == 0
+        ends |= args.eval_strategy == "epoch" and float(state.epoch or 0).is_integer()
+        told = any("eval_loss" in line for line in state.log_history if line["step"] == step)
+        return ends and step > 0 and not told and not self.generates
 
     def stop_asked(self) -> bool:
         """Whether any process was asked to stop; the same in all of them."""
@@ -131,7 +131,7 @@ def diverged(what: str, directory: Path) -> RunError:
 def size_of_checkpoint(trainer: Trainer) -> int:
     """Bytes that this process's weights and optimizer take, the better part of a checkpoint."""
     tensors = [*trainer.model.state_dict().values()]
-    for state in trainer.optimizer.state.values():
+    for state in () if trainer.is_deepspeed_enabled else trainer.optimizer.state.values():
         tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
