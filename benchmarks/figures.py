@@ -1,4 +1,4 @@
-"""The figures of docs/, drawn from the logs of a nano ladder: `python benchmarks/figures.py out/nano`, after recipes/ladder.sh nano."""
+"""The figures of docs/, drawn from the logs that recipes/ladder.sh nano left: `python benchmarks/figures.py out/nano`."""
 
 import json
 import sys
