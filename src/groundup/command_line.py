@@ -205,10 +205,11 @@ def run(main: Callable) -> None:
             say_ending(f"error: {memory}")
             end(CRASHED, str(memory))
             sys.exit(CRASHED)
-        end(CRASHED, f"{type(error).__name__}: {error}")
         if lost_a_neighbour(error):  # its own traceback, if there was one, stands above
+            end(CRASHED, "another process of this run ended")
             print(f"error: process {os.environ.get('RANK')} ends because another process of this run did", file=sys.stderr)
             sys.exit(CRASHED)
+        end(CRASHED, f"{type(error).__name__}: {error}")
         raise
 
 

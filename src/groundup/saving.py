@@ -9,7 +9,7 @@ import torch
 import torch.distributed
 import trl
 from groundup.checkpoint import checkpoints, discard, rotate, seal
-from groundup.errors import Preempted, RunError
+from groundup.errors import InputError, Preempted, RunError
 from groundup.running import Run
 from groundup.stopping import STOP
 from groundup.words import show_bytes
@@ -33,6 +33,7 @@ class Saving(TrainerCallback):
         self.saved = int(Path(run.checkpoint).name.rpartition("-")[2]) if run.checkpoint else None
         self.postponed = False
         self.generates = isinstance(trainer, trl.GRPOTrainer)
+        check_split(trainer, run)
         several = trainer.args.world_size > 1 and torch.distributed.is_initialized()
         self.group = torch.distributed.new_group(backend="gloo") if several else None  # the devices need not wait for a signal
 
@@ -77,6 +78,8 @@ class Saving(TrainerCallback):
             return STOP.asked is not None
         asked = torch.tensor(float(STOP.asked is not None))
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self.group)
+        if asked and STOP.asked is None:
+            STOP.asked = "signal to another process"  # what the first process will say
         return bool(asked)
 
     # -- how
@@ -107,6 +110,31 @@ class Saving(TrainerCallback):
         if self.stop_asked():
             trainer.accelerator.wait_for_everyone()
             raise Preempted
+
+
+def check_split(trainer: Trainer, run: Run) -> None:
+    """Refuse to go on with a step split otherwise, where the last step of an epoch would hold other rows than before.
+
+    There accelerate repeats rows so that each process has as many (`even_batches`), and the Trainer takes as many micro-batches as
+    are left. Trainers that read whole steps only are not concerned: GRPO's and PPO's drop such rows, and pre-training goes on into
+    the next epoch.
+
+    Raises:
+        InputError: names the rows.
+    """
+    args = trainer.args
+    if not run.checkpoint or isinstance(trainer, trl.GRPOTrainer) or args.ignore_data_skip:
+        return
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    before, now = ([*(entry["config"][name] for name in names), entry["world_size"]] for entry in (run.before, run.record))
+    rows, batch = len(trainer.train_dataset), math.prod(before)
+    if before != now and rows % batch:
+        told = [" x ".join(map(str, split)) for split in (before, now)]
+        raise InputError(
+            f"{rows} rows are no whole number of steps of {batch} rows, and the last of an epoch depends on how they are split",
+            f"{' x '.join(names)} x processes: {' -> '.join(told)}",
+            f"go on with {told[0]}; where a run is to move, let `max_rows` be a multiple of the rows a step",
+        )
 
 
 def check_finite(model: torch.nn.Module, step: int, directory: Path) -> None:
