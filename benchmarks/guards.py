@@ -31,6 +31,7 @@ from transformers import ProgressCallback, Trainer
 
 BAR = 0.02
 STEPS = {"pretrain": 100, "sft": 150, "ppo": 10, "grpo": 12}
+SMALL = {"per_device_train_batch_size": 8, "max_completion_length": 8, "max_length": 64, "eval_strategy": "no"}  # for --quick
 HOOKS = {
     SkipNonFinite: ("on_train_begin", "on_step_begin", "on_pre_optimizer_step", "log"),
     Saving: ("on_train_begin", "on_step_end", "on_prediction_step"),
@@ -82,7 +83,7 @@ def settings_of(name: str, ladder: Path, steps: int) -> tuple[dict[str, Any], di
     settings.pop("random_init_dir", None)
     if "eval_steps" in settings:
         settings["eval_steps"] = settings["save_steps"]
-    return settings | {"force": True} * (name == "grpo"), whole
+    return settings | ({"force": True} if name == "grpo" else {}), whole
 
 
 def train(name: str, settings: dict[str, Any], guarded: bool) -> tuple[float, Meter | None]:
@@ -120,15 +121,16 @@ def train(name: str, settings: dict[str, Any], guarded: bool) -> tuple[float, Me
     return seconds[0], meters[0] if meters else None
 
 
-def measure(name: str, ladder: Path, steps: int, rounds: int) -> dict[str, Any]:
-    """One rung, guarded and plain in turns; the first of each is not counted."""
+def measure(name: str, ladder: Path, steps: int, rounds: int, warm_up: int, **changed: Any) -> dict[str, Any]:
+    """One rung, guarded and plain in turns, after `warm_up` turns that are not counted."""
     settings, whole = settings_of(name, ladder, steps)
+    settings |= {key: value for key, value in changed.items() if key in settings}
     saves = math.ceil(steps / settings["save_steps"])
     plain, guarded, per_step, per_save = [], [], [], []
-    for turn in range(rounds + 1):
+    for turn in range(rounds + warm_up):
         for kind in (True, False) if turn % 2 else (False, True):
             seconds, meter = train(name, settings, kind)
-            if not turn:
+            if turn < warm_up:
                 continue
             (guarded if kind else plain).append(seconds)
             if meter:
@@ -185,7 +187,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ladder = small_ladder(Path(folder)) if args.quick else args.ladder
         for name in args.rungs:
-            found[name] = measure(name, ladder, 4 if args.quick else STEPS[name], 1 if args.quick else args.rounds)
+            if args.quick:
+                found[name] = measure(name, ladder, 4, 1, 0, **SMALL)
+            else:
+                found[name] = measure(name, ladder, STEPS[name], args.rounds, 1)
     rows = []
     for name, one in found.items():
         low, high = one["ratio_interval"]
