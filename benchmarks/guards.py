@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from groundup import callbacks
-from groundup.command_line import parse
+from groundup.command_line import parse, quieten
 from groundup.finite import SkipNonFinite
 from groundup.running import Run
 from groundup.saving import Saving
@@ -31,7 +31,8 @@ from transformers import ProgressCallback, Trainer
 
 BAR = 0.02
 STEPS = {"pretrain": 100, "sft": 150, "ppo": 10, "grpo": 12}
-SMALL = {"per_device_train_batch_size": 8, "max_completion_length": 8, "max_length": 64, "eval_strategy": "no"}  # for --quick
+# For --quick
+SMALL = {"per_device_train_batch_size": 8, "max_completion_length": 8, "max_length": 64, "eval_strategy": "no", "max_rows": 64}
 HOOKS = {
     SkipNonFinite: ("on_train_begin", "on_step_begin", "on_pre_optimizer_step", "log"),
     Saving: ("on_train_begin", "on_step_end", "on_prediction_step"),
@@ -124,7 +125,7 @@ def train(name: str, settings: dict[str, Any], guarded: bool) -> tuple[float, Me
 def measure(name: str, ladder: Path, steps: int, rounds: int, warm_up: int, **changed: Any) -> dict[str, Any]:
     """One rung, guarded and plain in turns, after `warm_up` turns that are not counted."""
     settings, whole = settings_of(name, ladder, steps)
-    settings |= {key: value for key, value in changed.items() if key in settings}
+    settings |= {key: value for key, value in changed.items() if key in settings or key == "max_rows" and name != "grpo"}
     saves = math.ceil(steps / settings["save_steps"])
     plain, guarded, per_step, per_save = [], [], [], []
     for turn in range(rounds + warm_up):
@@ -184,6 +185,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5, help="turns of each; one before is not counted")
     args = arguments.parse_args()
     about, found = header(), {}
+    quieten()
     with tempfile.TemporaryDirectory() as folder:
         ladder = small_ladder(Path(folder)) if args.quick else args.ladder
         for name in args.rungs:

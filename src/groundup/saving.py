@@ -1,20 +1,22 @@
 """Checkpoints that are sealed when whole, of steps that a run can go on from, and one more when it is asked to stop."""
 
 import errno
+import json
 import math
 import shutil
+import signal
 from pathlib import Path
 
 import torch
 import torch.distributed
 import trl
-from groundup.checkpoint import checkpoints, discard, rotate, seal
+from groundup.checkpoint import MANIFEST, checkpoints, discard, rotate, seal
 from groundup.errors import InputError, Preempted, RunError
 from groundup.running import Run
 from groundup.stopping import STOP
 from groundup.words import show_bytes
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -76,10 +78,10 @@ class Saving(TrainerCallback):
         """Whether any process was asked to stop; the same in all of them."""
         if self.group is None:
             return STOP.asked is not None
-        asked = torch.tensor(float(STOP.asked is not None))
+        asked = torch.tensor(signal.Signals[STOP.asked] if STOP.asked else 0)
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self.group)
-        if asked and STOP.asked is None:
-            STOP.asked = "signal to another process"  # what the first process will say
+        if asked:
+            STOP.asked = signal.Signals(int(asked)).name  # the first process says so, whoever was asked
         return bool(asked)
 
     # -- how
@@ -95,7 +97,7 @@ class Saving(TrainerCallback):
             self.save(model, trial)
             trainer.accelerator.wait_for_everyone()  # each process has a file of its own in it
             if trainer.args.should_save:
-                seal(folder)
+                seal(folder, split=split_of(trainer.args))
         except (OSError, RuntimeError, SafetensorError) as error:
             full = isinstance(error, OSError) and error.errno in NO_ROOM or shutil.disk_usage(self.run.directory).free < need
             if not full and "File too large" not in str(error):
@@ -125,16 +127,22 @@ def check_split(trainer: Trainer, run: Run) -> None:
     args = trainer.args
     if not run.checkpoint or isinstance(trainer, trl.GRPOTrainer) or args.ignore_data_skip:
         return
-    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    before, now = ([*(entry["config"][name] for name in names), entry["world_size"]] for entry in (run.before, run.record))
-    rows, batch = len(trainer.train_dataset), math.prod(before)
-    if before != now and rows % batch:
-        told = [" x ".join(map(str, split)) for split in (before, now)]
+    before = json.loads((Path(run.checkpoint) / MANIFEST).read_text(encoding="utf-8")).get("split")
+    now, rows = split_of(args), len(trainer.train_dataset)
+    if before and before != now and rows % math.prod(before.values()):
+        told = [" x ".join(map(str, split.values())) for split in (before, now)]
+        steps = f"{rows} rows are no whole number of steps of {math.prod(before.values())}"
         raise InputError(
-            f"{rows} rows are no whole number of steps of {batch} rows, and the last of an epoch depends on how they are split",
-            f"{' x '.join(names)} x processes: {' -> '.join(told)}",
+            f"{steps}, and what is read in an epoch's last depends on how they are split",
+            f"{' x '.join(now)}: {' -> '.join(told)}",
             f"go on with {told[0]}; where a run is to move, let `max_rows` be a multiple of the rows a step",
         )
+
+
+def split_of(args: TrainingArguments) -> dict[str, int]:
+    """How the rows of a step are split."""
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    return {**{name: getattr(args, name) for name in names}, "processes": args.world_size}
 
 
 def check_finite(model: torch.nn.Module, step: int, directory: Path) -> None:

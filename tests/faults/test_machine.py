@@ -79,7 +79,7 @@ def test_epoch_that_is_no_whole_number_of_steps_is_not_moved(name, rungs, start_
     assert_saved(start_recipe(name, tmp_path / name, settings, f"from harm import signal_before; signal_before({STEP!r}, 2)"), 2)
     both = start_pair(name, tmp_path / name, settings | {"per_device_train_batch_size": 2})
     assert [recipe.wait() for recipe in both] == [2, 2]
-    assert both[0].stderr.startswith("error: 10 rows are no whole number of steps of 4 rows")
+    assert both[0].stderr.startswith("error: 10 rows are no whole number of steps of 4, ")
     assert "processes: 4 x 1 x 1 -> 2 x 1 x 2" in both[0].stderr and both[1].stderr == ""
     again = start_recipe(name, tmp_path / name, settings)
     assert again.wait() == 0, again.stderr

@@ -33,7 +33,7 @@ def test_signal_to_one_process_stops_both_at_the_same_step(asked, whole, rungs, 
     preludes = ["", ""]
     preludes[asked] = f"from harm import signal_before; signal_before({STEP!r}, 3)"
     both = start_pair("sft", tmp_path / "sft", settings, *preludes)
-    assert_saved(both[0], 3, "SIGTERM" if asked == 0 else "signal to another process")
+    assert_saved(both[0], 3)
     assert both[1].wait() == 75, both[1].stderr
     checkpoint = tmp_path / "sft" / "checkpoint-3"
     states = [(checkpoint / f"rng_state_{rank}.pth").exists() for rank in (0, 1)]
@@ -45,7 +45,7 @@ def test_signal_to_one_process_in_an_evaluation(rungs, start_pair, tmp_path):
     settings = rungs.settings("pretrain") | SPLIT
     harm = "from harm import signal_before; signal_before('transformers:Trainer.prediction_step')"
     both = start_pair("pretrain", tmp_path / "pretrain", settings, "", harm)
-    assert_saved(both[0], 2, "signal to another process")
+    assert_saved(both[0], 2)
     assert both[1].wait() == 75, both[1].stderr
 
 
