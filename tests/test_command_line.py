@@ -6,12 +6,13 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
 import torch
 import yaml
-from groundup.command_line import allowed, parse
+from groundup.command_line import allowed, lost_a_neighbour, out_of_memory, parse
 from groundup.configs import DataArguments, ModelArguments, TokenizerArguments
 from groundup.errors import InputError
 from transformers import TrainingArguments
@@ -270,3 +271,41 @@ def test_recipe_says_the_mistake_in_three_lines_and_exits_2(config, tmp_path):
     assert "Traceback" not in done.stderr
     assert done.stderr.endswith(f"error: unknown key `vocab_szie`\n  where: {path}\n  fix:   did you mean `vocab_size`?\n")
     assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.yaml"]
+
+
+# ---- How it ends
+
+GLOO = "[pair.cc:537] Read error [127.0.0.1]:43942: Connection {} by peer. This is typically caused by a remote worker hanging"
+
+
+@pytest.mark.parametrize(
+    ("error", "world", "lost"),
+    [
+        (RuntimeError(GLOO.format("reset")), "2", True),
+        (RuntimeError(GLOO.format("closed")), "2", True),
+        (torch.distributed.DistNetworkError("failed to recv, got 0 bytes. Connection was likely closed."), "2", True),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted on rank 1."), "2", True),
+        (RuntimeError(GLOO.format("reset")), "1", False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "2", False),
+        (ConnectionResetError("Connection reset by peer"), "2", False),  # the Hub, say
+    ],
+)
+def test_consequences_are_told_from_causes(error, world, lost, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    assert lost_a_neighbour(error) is lost
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "fix"),
+    [
+        (8, 1, "write `per_device_train_batch_size: 4` and `gradient_accumulation_steps: 2`, the same 8 rows a step"),
+        (9, 2, "write `per_device_train_batch_size: 3` and `gradient_accumulation_steps: 6`, the same 18 rows a step"),
+        (1, 4, "a shorter `max_length`"),
+    ],
+)
+def test_memory_that_ran_out_comes_with_a_split_that_needs_less(batch, accumulation, fix):
+    args = SimpleNamespace(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, output_dir="out")
+    told = out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"), (object(), args))
+    assert told.fix.startswith(fix)
+    assert out_of_memory(RuntimeError("something else"), (args,)) is None
+    assert out_of_memory(MemoryError(), (args,)) is not None

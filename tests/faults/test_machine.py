@@ -1,6 +1,7 @@
 """A run that moves to another machine, and splits its steps otherwise there, reads the same rows in each step."""
 
 import json
+from collections import Counter
 
 import pytest
 from safetensors.torch import load_file
@@ -8,12 +9,8 @@ from safetensors.torch import load_file
 from faults.test_preemption import STEP, assert_saved
 
 STEPS = 6  # two epochs
-ROWS = {
-    "sft": 12,
-    "reward": 12,
-    "dpo": 12,
-    "grpo": 4,
-}  # of which a step takes four, or GRPO two prompts of six, with those it rehearses
+# A step takes four, or in GRPO two prompts, of six with those that it rehearses.
+ROWS = {"sft": 12, "reward": 12, "dpo": 12, "grpo": 4}
 
 
 def settings_of(name, rungs) -> dict:
@@ -55,19 +52,16 @@ def test_each_step_reads_the_rows_that_it_would_have_read(name, rungs, start_rec
     expected = ledger(tmp_path / "whole.ledger.0")
     found = ledger(*sorted(tmp_path.glob("moved.ledger.*")))
     assert len(expected) == STEPS
-    if (
-        name == "grpo"
-    ):  # with one process a step's prompts are given once, to generate from; else each micro-batch's turn brings them
+    if name == "grpo":  # a prompt comes once for each completion, and again for each micro-batch of its rollout
         expected, found = ([sorted(set(step)) for step in steps] for steps in (expected, found))
     assert found == expected
     rows = [row for step in expected for row in step]
-    if name == "pretrain":
-        epoch = len(set(rows))
-        assert len(set(rows[:epoch])) == epoch < len(rows)
-    else:
-        half = len(rows) // 2
-        assert len(set(rows[:half])) == half and sorted(rows[:half]) == sorted(rows[half:])
-        assert expected[: STEPS // 2] != expected[STEPS // 2 :]  # in another order
+    epoch, a_step = len(set(rows)), len(rows) // STEPS
+    if name != "pretrain":  # whose order runs on from one epoch into the next
+        assert epoch * 2 == len(rows)
+    whole_steps = epoch // a_step * a_step
+    assert len(set(rows[:whole_steps])) == whole_steps and set(Counter(rows).values()) <= {1, 2}
+    assert expected[: STEPS // 2] != expected[STEPS // 2 :]  # in another order
     if name != "grpo":  # which draws its completions on each process
         here, there = (load_file(path / "model.safetensors") for path in (tmp_path / "whole", directory))
         assert max(float((here[key] - there[key]).abs().max()) for key in here) < 1e-4
