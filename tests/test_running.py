@@ -28,8 +28,8 @@ def test_ending_is_written_with_its_reason(run, status, name):
 
 
 def test_first_to_end_knows_why(run):
-    run.ended(CRASHED, "the cause")
-    run.ended(CRASHED, "its consequence")
+    assert run.ended(SAVED, "the cause") == SAVED
+    assert run.ended(CRASHED, "its consequence") == SAVED
     assert record.read(run.directory)["reason"] == "the cause"
 
 

@@ -206,9 +206,9 @@ def run(main: Callable) -> None:
             end(CRASHED, str(memory))
             sys.exit(CRASHED)
         if lost_a_neighbour(error):  # its own traceback, if there was one, stands above
-            end(CRASHED, "another process of this run ended")
+            status = end(CRASHED, "another process of this run ended")
             print(f"error: process {os.environ.get('RANK')} ends because another process of this run did", file=sys.stderr)
-            sys.exit(CRASHED)
+            sys.exit(status)
         end(CRASHED, f"{type(error).__name__}: {error}")
         raise
 
@@ -218,10 +218,9 @@ def say_ending(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def end(status: int, reason: str) -> None:
-    """Leave how it ended in run.json, where a run was under way."""
-    if Run.under_way:
-        Run.under_way.ended(status, reason)
+def end(status: int, reason: str) -> int:
+    """Leave how it ended in run.json, where a run was under way; the status that stands there."""
+    return Run.under_way.ended(status, reason) if Run.under_way else status
 
 
 def lost_a_neighbour(error: BaseException) -> bool:
