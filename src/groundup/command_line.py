@@ -225,7 +225,8 @@ def end(status: int, reason: str) -> int:
 
 def lost_a_neighbour(error: BaseException) -> bool:
     """Whether processes that talk to each other stopped doing so: a consequence, not a cause."""
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted")
+    gloo, store = ("Connection closed by peer", "Connection reset by peer", "Broken pipe"), "Connection was likely closed"
+    words = (*gloo, store, "NCCL communicator was aborted")
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     return not alone and isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
