@@ -252,11 +252,9 @@ def describe_parent(parent: str) -> dict[str, Any]:
     """
     found = record.hashes(parent)
     left = (record.read(parent) if Path(parent).is_dir() else None) or {}
-    for what, now in found.items():
-        if left.get("status") == "finished" and left.get(what) not in (None, now):
-            told = f"{left[what][:12]} -> {str(now)[:12]}"
-            fix = "put the files back as they were, or run the rung that made them again"
-            raise InputError(f"the model was changed or damaged since its rung ended: {what} {told}", str(parent), fix)
+    if left.get("status") == "finished" and (changes := record.altered(left, found)):
+        fix = "put the files back as they were, or run the rung that made them again"
+        raise InputError(f"the model was changed or damaged since its rung ended: {'; '.join(changes)}", str(parent), fix)
     return {"path": parent, **found}
 
 
