@@ -1,7 +1,7 @@
 import hashlib
 import json
-import shutil
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass

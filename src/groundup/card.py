@@ -9,8 +9,8 @@ from typing import Any
 
 from groundup import configs
 from groundup.record import as_yaml, is_synthetic, lineage, plain, read_evaluation, write_text
-from groundup.scoreboard import metric as describe
 from groundup.scoreboard import measured, order_metrics, show_metric
+from groundup.scoreboard import metric as describe
 from groundup.words import is_number, markdown, show_processors, show_seconds
 from huggingface_hub import EvalResult, ModelCardData
 

@@ -241,8 +241,8 @@ def lineage(directory: str | Path) -> list[dict[str, Any]]:
 def verify(directory: str | Path) -> list[str]:
     """What does not belong together in a finished stage directory, a line each; nothing when all does.
 
-    Its files are held against its record, its tokenizer against the model's vocabulary, its evaluation against its weights, and each
-    ancestor that is still there against the hashes that its child wrote down when it read it.
+    Its files are held against its record, its tokenizer against the model's vocabulary, its evaluation against its weights, and
+    each ancestor that is still there against the hashes that its child wrote down when it read it.
     """
     (own, directory, record), *ancestors = _ancestry(directory)
     if record.get("status") != "finished":
