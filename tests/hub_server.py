@@ -1,7 +1,7 @@
 """A Hub of our own on this machine: what huggingface_hub's client asks for, over HTTP, and the ways in which a Hub fails.
 
-Repositories with branches of commits, files by git's or LFS's rules, tokens that may write or only read, private ones that are not seen
-without a token. Paths, fields and headers are those that the client of huggingface_hub 2.4 reads (hf_api.py, _commit_api.py, lfs.py).
+Repositories with branches of commits, files by git's or LFS's rules, tokens that may write or only read, private ones that are not
+seen without a token. Paths, fields and headers are those that huggingface_hub 2.4 reads (hf_api.py, _commit_api.py, lfs.py).
 """
 
 import base64
@@ -67,7 +67,7 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What happens to requests whose `METHOD path` has `pattern` in it (a regular expression): after `skip` of them, `times` times."""
+    """What happens to requests whose `METHOD path` the regular expression `pattern` is found in, `times` times after `skip`."""
 
     pattern: str
     status: int = 0
@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault and fault.status and not fault.after:
-            self.answer(fault.status, {"error": "as the test asks"}, fault.headers)
+            self.answer(fault.status, b"<html>", {"X-Error-Message": "as the test asks", **fault.headers})
             return
         for pattern, method in ROUTES:
             if match := re.fullmatch(pattern, line):

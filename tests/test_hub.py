@@ -31,6 +31,7 @@ def waits(monkeypatch):
 def server(monkeypatch, waits, tmp_path):
     with running() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -86,6 +87,15 @@ def test_pushed_is_the_model_with_card_evaluation_and_report(server, stage, caps
     assert (card.data.license, card.data.model_name, card.data.eval_results[0].metric_value) == ("mit", "nano", 0.97)
     assert 'model="me/nano"' in card.text
     assert f"{len(files)} files -> {server.url}/me/nano (private" in capsys.readouterr().out
+
+
+def test_the_snippet_of_the_card_runs_from_the_hub(server, stage, capsys):
+    push(str(stage), "me/nano")
+    snippet = server.files("me/nano")["README.md"].decode().split("```python\n")[1].split("```")[0]
+    capsys.readouterr()
+    exec(snippet, {})
+    assert capsys.readouterr().out.endswith("\n")
+    assert any(line.endswith("/model.safetensors") for line in server.requests if line.startswith("GET /me/nano/resolve"))
 
 
 def test_pushed_twice_is_pushed_once(server, stage, capsys):
@@ -146,7 +156,7 @@ FAILURES = {
     "deleted": (WRITE, Fault("POST .*/preupload", status=404), InputError, r"no such repository or revision.*\(404\)"),
     "limited": (WRITE, Fault("POST .*/commit", status=429), RunError, r"takes no more requests for now \(429\)"),
     "broken": (WRITE, Fault("PUT /lfs", status=500), RunError, r"in trouble \(500\)"),
-    "no JSON": (WRITE, Fault("POST /api/validate-yaml", status=500), RunError, r"in trouble \(500\)"),
+    "no JSON": (WRITE, Fault("POST /api/validate-yaml", status=500), RunError, "answers what is no JSON"),
     "slow": (WRITE, Fault("POST .*/commit", slow=True), RunError, "did not answer for 0.5 s"),
     "gone": (WRITE, Fault("GET /api/whoami", gone=True), RunError, "cannot be reached"),
     "gone while it uploads": (WRITE, Fault("PUT /lfs", gone=True), RunError, "cannot be reached"),
@@ -314,6 +324,5 @@ def test_push_that_failed_is_said(server, stage):
     assert said == ["checkpoint-4 was not pushed: the token may not write there (403): as the test asks; the run goes on"]
     made.finish(stage)
     assert said[1] == (
-        "not pushed: the token may not write there (403): as the test asks; run `python recipes/push.py "
-        f"{stage} me/run`"
+        f"not pushed: the token may not write there (403): as the test asks; run `python recipes/push.py {stage} me/run`"
     )

@@ -89,6 +89,8 @@ class Repository:
             return RunError(f"the Hub did not answer for {SILENCE:g} s", self.name, "try again later, or look at the network")
         if isinstance(error, httpx2.TransportError):
             return RunError(f"the Hub cannot be reached: {error}", self.name, "look at the network, a proxy, HF_ENDPOINT")
+        if isinstance(error, json.JSONDecodeError):
+            return RunError("the Hub answers what is no JSON", self.name, "try again later, or look at HF_ENDPOINT")
         return RunError(f"the Hub: {' '.join(said.split())[:300] or type(error).__name__}", self.name)
 
     # -- there
