@@ -65,7 +65,6 @@ class Repository:
 
     def explain(self, error: BaseException, said: str) -> InputError | RunError:
         """The error in the user's words, with what to do; where there are none, what the client `said`."""
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         login = "`hf auth login`, or set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)"
         if isinstance(error, OfflineModeIsEnabled):
             return InputError("the Hub is not asked: HF_HUB_OFFLINE is set", self.name, "unset it")
@@ -73,25 +72,27 @@ class Repository:
             return InputError("the Hub wants to know who pushes, and there is no token", self.name, login)
         if isinstance(error, HFValidationError):
             return InputError(f"no name for a repository: {error}", self.name, "write `owner/name`")
-        if status == 401:
-            return InputError("the Hub does not know the token (401)", self.name, login)
-        if status == 403:
-            why = f": {error.server_message}" if error.server_message else ""
-            fix = "give the token the right to write there, or name a repository of your own"
-            return InputError(f"the token may not write there (403){why}", self.name, fix)
-        if status == 404:
-            return InputError("there is no such repository or revision, or the token may not see it (404)", self.name, login)
-        if status == 429:
-            return RunError("the Hub takes no more requests for now (429)", self.name, "try again in some minutes")
-        if status and status >= 500:
-            return RunError(f"the Hub is in trouble ({status})", self.name, "try again later (status.huggingface.co)")
+        if isinstance(error, HfHubHTTPError):
+            status, why = error.response.status_code, f": {error.server_message}" if error.server_message else ""
+            if status == 401:
+                return InputError("the Hub does not know the token (401)", self.name, login)
+            if status == 403:
+                fix = "give the token the right to write there, or name a repository of your own"
+                return InputError(f"the token may not write there (403){why}", self.name, fix)
+            if status == 404:
+                return InputError("there is no such repository or revision, or the token may not see it (404)", self.name, login)
+            if status == 429:
+                return RunError("the Hub takes no more requests for now (429)", self.name, "try again in some minutes")
+            if status >= 500:
+                return RunError(f"the Hub is in trouble ({status})", self.name, "try again later (status.huggingface.co)")
+        fix = "try again later, or look at the network, a proxy, HF_ENDPOINT"
         if isinstance(error, httpx2.TimeoutException):
-            return RunError(f"the Hub did not answer for {SILENCE:g} s", self.name, "try again later, or look at the network")
+            return RunError(f"the Hub did not answer for {SILENCE:g} s", self.name, fix)
         if isinstance(error, httpx2.TransportError):
-            return RunError(f"the Hub cannot be reached: {error}", self.name, "look at the network, a proxy, HF_ENDPOINT")
+            return RunError(f"the Hub cannot be reached: {error}", self.name, fix)
         if isinstance(error, json.JSONDecodeError):
-            return RunError("the Hub answers what is no JSON", self.name, "try again later, or look at HF_ENDPOINT")
-        return RunError(f"the Hub: {' '.join(said.split())[:300] or type(error).__name__}", self.name)
+            return RunError("the Hub answers what is no JSON", self.name, fix)
+        return RunError(f"the Hub: {' '.join(said.split())[:300] or type(error).__name__}", self.name, fix)
 
     # -- there
 
@@ -132,17 +133,18 @@ class Repository:
 
         return self.ask(commit)
 
-    def push(self, directory: str | Path, revisions: bool = False) -> Iterator[str]:
-        """Send a finished stage directory: model, card, record, evaluation, and the report beside it; tells what it did, by lines.
+    def push(self, directory: str | Path, revisions: bool = False, report: bool = True) -> Iterator[str]:
+        """Send a finished stage directory: model, card, record and evaluation; tells what it did, by lines.
 
         Args:
             revisions: each checkpoint too, as a branch `step-N` of its own.
+            report: the run's `report.html` too, if there is one beside the directory.
         """
         directory = Path(directory)
         files = model_files(directory)
-        report = directory.resolve().parent / "report.html"
-        if report.is_file():
-            files[report.name] = report
+        page = directory.resolve().parent / "report.html"
+        if report and page.is_file():
+            files[page.name] = page
         before = self.ask(lambda: self.api.model_info(self.name, revision=self.revision))
         commit = self.send(files, "Model, card, record and evaluation", instead_of="model*.safetensors")
         news = "nothing new" if commit == before.sha else f"{len(files)} files"
@@ -261,14 +263,16 @@ class Pushing:
         for future in self.futures.values():
             future.result()
 
-    def finish(self, directory: Path) -> None:
-        """Send the finished stage."""
+    def finish(self, directory: Path) -> bool:
+        """Send the finished stage; whether that could be done. A report that is there is older than it."""
         self.wait()
         try:
-            for line in self.repository.open().push(directory):
+            for line in self.repository.open().push(directory, report=False):
                 self.say(line)
+            return True
         except (InputError, RunError) as error:
             self.say(f"not pushed: {error.what}; run `python recipes/push.py {directory} {self.repository.name}`")
+            return False
 
 
 def _patient_client() -> httpx2.Client:

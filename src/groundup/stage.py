@@ -356,8 +356,9 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
         print(f"{run.record['rung']}: done in {run.record['seconds']:.0f} s -> {run.directory}", flush=True)
     trainer.accelerator.wait_for_everyone()
     trainer.end()
-    if run.hub:  # last: no other process waits for it, and the run has finished whatever the Hub says
-        run.hub.finish(run.directory)
+    # Last: no other process waits for it, and the run has finished whatever the Hub says.
+    if run.hub and not run.hub.finish(run.directory):
+        card.write_card(run.directory, record.update(run.directory, hub_model_id=None))  # it is loaded from here then
     if run.lock:
         run.lock.release()
     Run.under_way = None

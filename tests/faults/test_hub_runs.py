@@ -68,6 +68,7 @@ def test_killed_run_goes_on_from_the_hub_on_a_machine_that_has_nothing(server, r
     assert f"going on from {tmp_path}/second/checkpoint-2" in second.stdout
     assert weights_of(tmp_path / "second") == weights_of(whole.directory)
     pushed = server.files("me/run")
+    assert b'model="me/run"' in pushed["README.md"]
     assert pushed["model.safetensors"] == (whole.directory / "model.safetensors").read_bytes()
     assert json.loads(pushed["run.json"])["status"] == "finished" and b"base_model" not in pushed["README.md"]
     assert server.repositories["me/run"].private
@@ -119,6 +120,7 @@ def test_run_outlives_a_hub_that_is_lost(server, rungs, start_pushed, tmp_path):
     again = f"run `python recipes/push.py {tmp_path}/run me/run`"
     assert run.stdout.strip().endswith(f"sft: not pushed: the Hub is in trouble (500); {again}")
     assert run.record["status"] == "finished" and weights_of(tmp_path / "run") == weights_of(whole.directory)
+    assert 'model="run"' in (tmp_path / "run/README.md").read_text()  # not from where it never came to
 
 
 def test_run_that_has_begun_goes_on_without_the_hub(server, rungs, start_pushed, tmp_path):
