@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 WRITE, READ = "hf_write" + "w" * 30, "hf_read" + "r" * 30
+PATIENCE = 60  # seconds that a slow answer takes: a client that waits for it does not give up
 LARGE = (".safetensors", ".pt", ".pth", ".bin")
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
@@ -122,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
         line = f"{self.command} {url.path}"
         fault = hub.note(line)
         if fault and fault.slow:
-            hub.closing.wait()
+            hub.closing.wait(PATIENCE)
         if fault and (fault.gone or fault.slow):
             self.close_connection = True
             return

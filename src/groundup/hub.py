@@ -73,7 +73,7 @@ class Repository:
         if isinstance(error, HFValidationError):
             return InputError(f"no name for a repository: {error}", self.name, "write `owner/name`")
         if isinstance(error, HfHubHTTPError):
-            status, why = error.response.status_code, f": {error.server_message}" if error.server_message else ""
+            status, why = error.response.status_code, "".join(f": {line}" for line in (error.server_message or "").splitlines()[:1])
             if status == 401:
                 return InputError("the Hub does not know the token (401)", self.name, login)
             if status == 403:

@@ -140,3 +140,15 @@ def test_other_settings_are_refused_there_too(server, start_pushed, tmp_path):
     second = start_pushed("second", learning_rate=0.5)
     assert second.wait() == 2
     assert "learning_rate" in second.stderr and "give another `hub_model_id`" in second.stdout
+
+
+def test_checkpoint_that_is_being_sent_is_not_deleted(server, start_pushed, tmp_path):
+    server.faults = [Fault("PUT /lfs", slow=True, times=1)]
+    run = start_pushed("run", save_steps=1, save_total_limit=1)
+    run.wait(until=lambda: (tmp_path / "run/checkpoint-4").exists())  # by then two have followed and been left out
+    assert not (tmp_path / "run/checkpoint-2").exists()
+    server.closing.set()
+    assert run.wait() == 0, run.stderr
+    assert "was not pushed" not in run.stdout
+    titles = server.titles("me/run")
+    assert titles[0] == "Training in progress, step 1" and "Training in progress, step 2" not in titles
