@@ -184,6 +184,7 @@ def test_nobody_else_is_written_to(server, stage):
     server.make("you/nano", private=False)
     with pytest.raises(InputError, match="may not write there"):
         push(str(stage), "you/nano")
+    assert not [line for line in server.requests if "preupload" in line]  # it was asked before anything was read
     with pytest.raises(InputError, match="no name for a repository"):
         push(str(stage), "a/b/c")
 

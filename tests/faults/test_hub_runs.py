@@ -104,6 +104,7 @@ def test_run_that_is_asked_to_stop_sends_its_last_checkpoint(server, start_pushe
 )
 def test_hub_that_will_not_take_the_run_is_told_before_step_0(server, start_pushed, tmp_path, how, status, words):
     how = dict(how)
+    server.make("you/theirs", private=False)
     server.faults = [fault] if (fault := how.pop("fault", None)) else []
     run = start_pushed("run", **how)
     assert run.wait() == status
