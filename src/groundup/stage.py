@@ -310,7 +310,7 @@ def save_random_init(directory: str | None, model: PreTrainedModel, tokenizer: P
     model.generation_config = chat_generation_config(tokenizer)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    entry = {"rung": "random", "status": "finished", "parameters": count_parameters(model), "metrics": {}}
+    entry = {"rung": "random", "status": "finished", "parameters": count_parameters(model), "metrics": {}, "hub_model_id": None}
     record.write(directory, {**run.record, **entry, **record.hashes(directory)})
     card.write_card(directory, record.read(directory))
 
