@@ -166,7 +166,8 @@ FAILURES = {
 @pytest.mark.parametrize("failure", FAILURES)
 def test_failure_is_told_in_words_and_mended_by_pushing_again(server, stage, monkeypatch, failure):
     token, fault, kind, words = FAILURES[failure]
-    monkeypatch.setattr(hub, "SILENCE", 0.5)
+    if failure == "slow":
+        monkeypatch.setattr(hub, "SILENCE", 0.5)
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", fault == "offline")
     server.faults = [fault] if isinstance(fault, Fault) else []
@@ -174,6 +175,7 @@ def test_failure_is_told_in_words_and_mended_by_pushing_again(server, stage, mon
         push(str(stage), "me/nano")
     assert caught.value.where == "me/nano" and caught.value.fix
     server.faults = []
+    monkeypatch.setattr(hub, "SILENCE", 60)
     monkeypatch.setenv("HF_TOKEN", WRITE)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     push(str(stage), "me/nano")
