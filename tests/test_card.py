@@ -4,6 +4,8 @@ import pytest
 import yaml
 from groundup import record
 from groundup.card import non_defaults, write_card
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 RUN = {
     "rung": "sft",
@@ -37,7 +39,7 @@ def test_card_tells_what_how_and_limits(tmp_path):
         "license": "apache-2.0",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["groundup", "sft"],
+        "tags": ["groundup", "sft", "synthetic-data"],
     }
     for part in (
         "| Parameters | 1,234,567 |",
@@ -45,7 +47,7 @@ def test_card_tells_what_how_and_limits(tmp_path):
         "| Machine | 2 x H100, A CPU, 2 cores |",
         "| Seed | 7 |",
         "| Versions | python 3.11.7, trl 1.16.0 |",
-        "| toyland/conversations | `0f0f0f0f0f0f0f0f` | 12,000 | 10 |",
+        "| toyland/conversations | sft | `0f0f0f0f0f0f0f0f` | 12,000 | 10 |",
         "| learning_rate | 0.003 |",
         "| max_steps | 400 |",
         "out/nano/pretrain | `abababababababab` | `cdcdcdcdcdcdcdcd` |",
@@ -66,7 +68,9 @@ def test_card_gives_results_with_intervals(tmp_path):
     (tmp_path / "sft/eval.json").write_text(json.dumps({"schema": 1, "metrics": metrics, "samples": samples}))
     _, body = card_of(tmp_path / "sft")
     assert "| Cloze | 97 % (94-99) | 200 |" in body
-    assert "Where is Mira?" in body and 'x```"""' not in body and "<b>" not in body
+    snippet = body.split("```python\n")[1].split("```")[0]
+    assert "Where is Mira?" in snippet and "<b>" not in body
+    assert "| Where is Mira? | &lt;b> |" in body  # and the samples stand as they are
 
 
 @pytest.mark.parametrize(
@@ -145,3 +149,44 @@ def test_the_snippet_runs_from_where_the_directory_is(tmp_path, monkeypatch, cap
     if rung == "reward":
         float(printed)
     assert "[{" not in printed
+
+
+def test_metadata_goes_through_the_hubs_own_classes(tmp_path):
+    (tmp_path / "sft").mkdir()
+    metrics = {
+        "bits_per_byte": {"value": 0.6, "low": 0.59, "high": 0.62, "n": 40},
+        "cloze": {"value": 0.97, "low": 0.94, "high": 0.99, "n": 200},
+        "novel": {"value": None},
+    }
+    (tmp_path / "sft/eval.json").write_text(json.dumps({"schema": 1, "metrics": metrics, "samples": []}))
+    data = [{"name": "owner/chats", "revision": "a" * 40, "rows": 3}, {"name": "my/own.jsonl", "sha256": "b" * 64, "rows": 3}]
+    card_of(tmp_path / "sft", data=data, parent={"path": "owner/base@v1"}, config={"license": "mit"}, hub_model_id="me/chat")
+    card = ModelCard.load(tmp_path / "sft/README.md")
+    assert (card.data.license, card.data.datasets, card.data.base_model) == ("mit", ["owner/chats"], "owner/base")
+    assert card.data.tags == ["groundup", "sft"] and card.data.model_name == "chat"
+    found = {result.metric_type: result for result in card.data.eval_results}
+    assert set(found) == {"bits_per_byte", "cloze"}
+    assert found["cloze"].metric_value == 0.97 and found["cloze"].metric_args == {"low": 0.94, "high": 0.99, "n": 200}
+    index = eval_results_to_model_index("chat", card.data.eval_results)
+    assert card.data.to_dict()["model-index"] == index and model_index_to_eval_results(index)[1] == card.data.eval_results
+    assert 'model="me/chat"' in card.text
+
+
+def test_results_of_other_weights_are_not_told(tmp_path):
+    (tmp_path / "sft").mkdir()
+    evaluation = {"schema": 1, "metrics": {"cloze": {"value": 0.97, "n": 200}}, "samples": [], "weights_sha256": "0" * 64}
+    (tmp_path / "sft/eval.json").write_text(json.dumps(evaluation))
+    assert "## Results" in card_of(tmp_path / "sft", weights_sha256="0" * 64)[1]
+    front, body = card_of(tmp_path / "sft", weights_sha256="1" * 64)
+    assert "## Results" not in body and "model-index" not in front
+
+
+def test_card_tells_of_every_ancestor_and_its_data(tmp_path):
+    rows = [{"name": "text.jsonl", "sha256": "5" * 64, "rows": 8}]
+    record.write(tmp_path / "pretrain", {"rung": "pretrain", "data": rows, "tokens": 5000, "flops": 2e12, "seconds": 7200})
+    record.update(tmp_path / "pretrain", hub_model_id="me/base")
+    front, body = card_of(tmp_path / "sft", parent={"path": str(tmp_path / "pretrain"), "weights_sha256": "ab" * 32})
+    assert front["base_model"] == "me/base"
+    assert "| pretrain | me/base | `abababababababab` |  | 5,000 | 2e+12 | 2.0 h |" in body
+    assert "| text.jsonl | pretrain | `5555555555555555` | 8 | 0 |" in body
+    assert "| sft | " in body and "| 1,200,000 |  | 62 s |" in body

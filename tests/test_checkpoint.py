@@ -134,7 +134,7 @@ def test_rotation_keeps_the_newest_sealed_ones_and_the_best(save, tmp_path):
     unfinished = save(50, sealed=False)
     rotate(tmp_path, None)
     assert len(checkpoints(tmp_path)) == 5
-    rotate(tmp_path, 2, best=str(tmp_path / "checkpoint-10"))
+    rotate(tmp_path, 2, None, str(tmp_path / "checkpoint-10"))
     assert [step for step, _ in checkpoints(tmp_path)] == [10, 30, 40, 50]
     rotate(tmp_path, 1)
     assert [step for step, _ in checkpoints(tmp_path)] == [40, 50] and unfinished.is_dir()

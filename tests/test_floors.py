@@ -10,7 +10,7 @@ FLOORS = (
     "errors words chat answers objectives stats phrases scoreboard record configs packing order jobs stopping"
     " neighbours",  # facts and formulas
     "tokenizer model head generation toyland families sources data verifier guarding sandbox unit_tests languages rewards metrics"
-    " shards checkpoint running command_line cleaning minhash contamination hardware memory",  # things
+    " shards checkpoint hub running command_line cleaning minhash contamination hardware memory",  # things
     "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation corpus selection",  # loops
     "card curves report stage merging preparation workload step plan plan_table",  # joints
 )  # and recipes/ on top
@@ -19,6 +19,8 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("configs", "errors"),
     ("stopping", "errors"),
     ("running", "checkpoint"),
+    ("running", "hub"),
+    ("hub", "checkpoint"),
     ("command_line", "running"),
     ("finite", "pretraining"),
     ("finite", "saving"),

@@ -2,7 +2,9 @@
 
 import importlib.util
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
 from typing import get_type_hints
 
@@ -72,6 +74,18 @@ def test_there_are_cluster_commands():
     assert len(CLUSTER) >= 3
 
 
+def test_push_commands_are_understood(monkeypatch, tmp_path, capsys):
+    """Their own parser reads them; what is refused then is that there is no such directory here."""
+    monkeypatch.chdir(tmp_path)
+    pushes = re.findall(r"^python (recipes/push\.py) (.*)$", README, flags=re.MULTILINE)
+    assert len(pushes) >= 2
+    for path, words in pushes:
+        monkeypatch.setattr(sys, "argv", [path, *shlex.split(words)])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / path), run_name="__main__")
+        assert "error: not pushed: out/nano/grpo: there is no run.json" in capsys.readouterr().err
+
+
 def test_yaml_examples_are_read():
     known = set(DataArguments.__dataclass_fields__) | set(PrepareArguments.__dataclass_fields__) | {"path", "weight"}
     examples = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
@@ -100,7 +114,7 @@ def test_options_named_in_prose_exist():
     fields = (
         set(SFTConfig.__dataclass_fields__)
         | set(GateArguments.__dataclass_fields__)
-        | {"config_file", "cpu", "num_processes", "shard", "count", "mfu"}
+        | {"config_file", "cpu", "num_processes", "shard", "count", "mfu", "revisions"}
     )
     assert {option.replace("-", "_") for option in re.findall(r"`[^`\n]*?--(\w[\w-]*)", README)} <= fields
 

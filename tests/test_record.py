@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -154,8 +155,9 @@ def test_lineage_goes_up_to_where_the_records_end(tmp_path):
     ppo = make_stage(tmp_path / "run", "ppo", sft, b"ppo")
     steps = record.lineage(ppo["path"])
     assert [step["rung"] for step in steps] == ["ppo", "sft", None]
-    assert steps[0] == {"rung": "ppo", **ppo, "seconds": 1.5, "tokens": 10}
-    assert steps[2] == {"rung": None, **base, "seconds": None, "tokens": None}
+    unknown = dict.fromkeys(("seconds", "tokens", "flops", "data", "hub_model_id"))
+    assert steps[0] == {"rung": "ppo", **ppo, **unknown, "seconds": 1.5, "tokens": 10}
+    assert steps[2] == {"rung": None, **base, **unknown}
 
 
 def test_lineage_follows_a_moved_run_only_to_the_same_weights(tmp_path):
@@ -186,3 +188,53 @@ def test_changed():
     ]
     assert record.changed(old, new, ignore=["seed", "schedule", "learning_rate", "kwargs.min_lr", "gone"]) == []
     assert record.changed({"x": float("nan")}, json.loads('{"x": "nan"}')) == []
+
+
+@pytest.fixture
+def family(tmp_path, tiny_base):
+    """base -> sft -> ppo, all finished, each with the tiny model."""
+    parent = None
+    for rung in ("base", "sft", "ppo"):
+        shutil.copytree(tiny_base, tmp_path / rung)
+        found = record.hashes(tmp_path / rung)
+        record.write(tmp_path / rung, {"rung": rung, "status": "finished", "parent": parent, **found})
+        parent = {"path": (tmp_path / rung).as_posix(), **found}
+    return tmp_path
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_belongs_together_is_verified(family):
+    assert record.verify(family / "ppo") == []
+    shutil.rmtree(family / "base")
+    assert record.verify(family / "ppo") == []  # what is gone cannot have changed
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
+@pytest.mark.parametrize("rung", ["base", "sft", "ppo"])
+def test_verification_names_who_changed(family, rung, name):
+    before = record.hashes(family / rung)
+    damage(family / rung / name)
+    (line,) = record.verify(family / "ppo")
+    since = {"base": f"{family}/sft was made from it", "sft": f"{family}/ppo was made from it", "ppo": "its rung ended"}[rung]
+    what = "weights_sha256" if name.startswith("model") else "tokenizer_sha256"
+    assert line.startswith(f"{family / rung}: changed since {since}: {what} {before[what][:12]} -> ")
+
+
+def test_verification_of_what_is_not_whole(family, tmp_path):
+    assert record.verify(tmp_path / "nothing") == [f"{tmp_path}/nothing: there is no run.json"]
+    record.update(family / "sft", status="interrupted")
+    assert record.verify(family / "sft") == [f"{family}/sft: its run is interrupted"]
+    config = json.loads((family / "ppo/config.json").read_text())
+    (family / "ppo/config.json").write_text(json.dumps({**config, "vocab_size": 500}))
+    (family / "ppo/eval.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
+    assert record.verify(family / "ppo") == [
+        f"{family}/ppo: the model has 500 tokens and the tokenizer {config['vocab_size']}",
+        f"{family}/ppo: eval.json tells of other weights; evaluate it again",
+    ]
+    (family / "ppo/model.safetensors").unlink()
+    assert f"{family}/ppo: no weights there" in record.verify(family / "ppo")

@@ -187,8 +187,10 @@ def test_random_init_is_a_stage_of_its_own(tiny_model, tokenizer, tmp_path):
     from transformers import AutoModelForCausalLM
 
     run, directory = a_run(tmp_path / "pretrain"), tmp_path / "random"
+    run.record["hub_model_id"] = "me/pretrain"  # where this run is pushed, and not what it began with
     save_random_init(str(directory), tiny_model, tokenizer, run)
     entry = record.read(directory)
+    assert entry["hub_model_id"] is None
     assert (entry["rung"], entry["status"]) == ("random", "finished")
     assert entry["weights_sha256"] == record.hash_weights(directory)
     again = AutoModelForCausalLM.from_pretrained(directory)

@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
-import yaml
 from groundup import configs
 from groundup.record import as_yaml, is_synthetic, lineage, plain, read_evaluation, write_text
+from groundup.scoreboard import measured, order_metrics, show_metric
 from groundup.scoreboard import metric as describe
-from groundup.scoreboard import order_metrics, show_metric
-from groundup.words import markdown, show_processors
+from groundup.words import is_number, markdown, show_processors, show_seconds
+from huggingface_hub import EvalResult, ModelCardData
+
+LICENSE = "apache-2.0"
 
 WHAT = {
     "random": "A language model with random weights, kept for comparison. It has learned nothing.",
@@ -33,55 +36,93 @@ def write_card(directory: str | Path, record: dict) -> Path:
     """Write `README.md` of a stage directory from its `run.json` (`record`) and its `eval.json`, if there is one."""
     directory, record = Path(directory), plain(record)
     rung = record.get("rung") or directory.name
-    data, evaluation = record.get("data") or [], read_evaluation(directory)
-    front: dict[str, Any] = {
-        "license": "apache-2.0",
-        "library_name": "transformers",
-        "pipeline_tag": "text-classification" if rung == "reward" else "text-generation",
-        "tags": ["groundup", rung],
-    }
-    parent = (record.get("parent") or {}).get("path")
-    if parent and _is_hub_id(parent):
-        front["base_model"] = parent.partition("@")[0]
+    evaluation = read_evaluation(directory) or {}
+    if evaluation.get("weights_sha256") not in (None, record.get("weights_sha256")):
+        evaluation = {}  # of weights that were here before
+    steps = lineage(directory)
+    steps[0] |= {key: record.get(key) for key in steps[0] if key in record}  # a rung that ends here has not been written down yet
     sections = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"---\n{metadata(directory, rung, record, evaluation, steps)}\n---",
         f"# {directory.resolve().name}",
         WHAT.get(rung, f"A model trained by groundup's `{rung}` recipe."),
-        f"## Use\n\n```python\n{usage(directory, rung, evaluation)}```",
+        f"## Use\n\n```python\n{usage(directory, rung, record, evaluation)}```",
     ]
-    if evaluation:
-        metrics = evaluation.get("metrics") or {}
+    metrics = evaluation.get("metrics") or {}
+    if metrics:
         results = [(name, metrics[name]) for name in order_metrics(metrics)]
         rows = [(describe(n).label, show_metric(n, r), r.get("n"), describe(n).explanation) for n, r in results]
-        sections.append("## Results\n\n" + markdown(("Measure", "Value (interval)", "n", "What it is"), rows))
+        sections.append("## Results\n\n" + markdown(("Measure", "Value (95 % interval)", "n", "What it is"), rows))
+    if said := [(sample.get("prompt"), sample.get("reply")) for sample in _one_of_each(evaluation.get("samples") or [])]:
+        rows = [[textwrap.shorten(str(text), 240, placeholder=" [...]") for text in pair] for pair in said]
+        sections.append("## Samples\n\n" + markdown(("Prompt", "Reply"), rows))
     sections.append("## How it was made\n\n" + markdown(("", ""), _facts(record)))
-    keys = ("weights_sha256", "tokenizer_sha256")
-    rows = [(s["rung"], s["path"], *(_short(s[key]) for key in keys), _count(s["tokens"])) for s in lineage(directory)]
-    sections.append("Lineage, newest first:\n\n" + markdown(("Rung", "Path", "Weights", "Tokenizer", "Tokens"), rows))
-    if data:
-        pins = [_short(item.get("sha256") or item.get("revision")) for item in data]
-        rows = [
-            (i.get("name"), pin, _count(i.get("rows")), sum((i.get("dropped") or {}).values()))
-            for i, pin in zip(data, pins, strict=True)
-        ]
-        sections.append("Data:\n\n" + markdown(("Name", "sha256 or revision", "Rows", "Dropped"), rows))
+    rows = [
+        (s["rung"], s["hub_model_id"] or s["path"], _short(s["weights_sha256"]), _short(s["tokenizer_sha256"]), *_cost(s))
+        for s in steps
+    ]
+    heads = ("Rung", "Path", "Weights", "Tokenizer", "Tokens", "FLOPs", "Time")
+    sections.append("Lineage, newest first:\n\n" + markdown(heads, rows))
+    rows = [
+        (item.get("name"), s["rung"], _short(item.get("sha256") or item.get("revision")), _count(item.get("rows")), _dropped(item))
+        for s in steps
+        for item in s["data"] or []
+    ]
+    if rows:
+        sections.append("Data:\n\n" + markdown(("Name", "Rung", "sha256 or revision", "Rows", "Dropped"), rows))
     told = [(key, as_yaml(value)) for key, value in non_defaults(record.get("config") or {}, rung).items()]
     if told:
         sections.append("Settings that differ from the library's defaults:\n\n" + markdown(("Setting", "Value"), told))
-    sections.append("## Limits\n\n" + _limits(record, data))
+    sections.append("## Limits\n\n" + _limits(record, record.get("data") or []))
     return write_text(directory / "README.md", "\n\n".join(sections) + "\n")
 
 
-def usage(directory: Path, rung: str, evaluation: dict | None) -> str:
-    """Python that loads the directory from where groundup was started, or from beside it, and asks it something."""
+def metadata(directory: Path, rung: str, record: dict, evaluation: dict, steps: list[dict]) -> str:
+    """The YAML that the Hub reads: licence, base model, data sets, and results as a model index."""
+    task = "text-classification" if rung == "reward" else "text-generation"
+    bases = [
+        (step["hub_model_id"] or step["path"]).partition("@")[0]
+        for step in steps[1:]
+        if step["hub_model_id"] or not step["weights_sha256"] and _is_hub_id(str(step["path"]))  # what is local was hashed
+    ]
+    data = record.get("data") or []
+    datasets = dict.fromkeys(item["name"] for item in data if item.get("revision") and _is_hub_id(str(item.get("name"))))
+    adapter = (directory / "adapter_config.json").is_file()
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type="toyland" if is_synthetic(data) else "held-out",
+            dataset_name="Held-out sets of the run (eval.json)",
+            metric_type=name,
+            metric_name=describe(name).label,
+            metric_value=measured(metrics[name])[0],
+            metric_args={key: metrics[name][key] for key in ("low", "high", "n") if key in metrics[name]},
+        )
+        for metrics in [evaluation.get("metrics") or {}]
+        for name in order_metrics(metrics)
+        if measured(metrics[name])[0] is not None
+    ]
+    return ModelCardData(
+        license=record.get("license") or (record.get("config") or {}).get("license") or LICENSE,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag=task,
+        tags=["groundup", rung, *["synthetic-data"] * is_synthetic(data)],
+        base_model=bases[0] if bases else None,
+        datasets=list(datasets) or None,
+        model_name=(record.get("hub_model_id") or directory.resolve().name).rpartition("/")[2] if results else None,
+        eval_results=results or None,
+    ).to_yaml()
+
+
+def usage(directory: Path, rung: str, record: dict, evaluation: dict) -> str:
+    """Python that loads the model from the Hub, or the directory from where groundup was started or from beside it, and asks it."""
     where = directory.resolve()
     where = where.relative_to(Path.cwd()) if where.is_relative_to(Path.cwd()) else Path(where.name)
-    prompts = [sample.get("prompt") for sample in (evaluation or {}).get("samples") or []]
+    prompts = [sample.get("prompt") for sample in evaluation.get("samples") or []]
     # A prompt goes into a code block: only one that cannot end it.
     tame = re.compile(r"[\w ,.?!':;-]{1,200}")
     prompts = [prompt for prompt in prompts if isinstance(prompt, str) and tame.fullmatch(prompt)]
     prompt = json.dumps(prompts[0] if prompts else "Hello!", ensure_ascii=False)
-    model = json.dumps(where.as_posix())
+    model = json.dumps(record.get("hub_model_id") or where.as_posix())
     if rung == "reward":
         return f"""from transformers import pipeline
 
@@ -107,7 +148,7 @@ def non_defaults(config: dict, rung: str) -> dict[str, Any]:
 
     trainers = {"sft": trl.SFTConfig, "dpo": trl.DPOConfig, "reward": trl.RewardConfig}
     trainers |= {"ppo": trl.GRPOConfig, "grpo": trl.GRPOConfig}
-    classes = (trl.ModelConfig, configs.DataArguments, trainers.get(rung, transformers.TrainingArguments))
+    classes = (trl.ModelConfig, configs.DataArguments, configs.RunArguments, trainers.get(rung, transformers.TrainingArguments))
     defaults: dict[str, Any] = {}
     for field in (field for cls in classes for field in dataclasses.fields(cls)):
         factory = field.default_factory
@@ -128,12 +169,12 @@ def non_defaults(config: dict, rung: str) -> dict[str, Any]:
 
 def _facts(record: dict) -> list[tuple[str, Any]]:
     hardware, versions = record.get("hardware") or {}, record.get("versions") or {}
-    seconds = record.get("seconds")
+    tokens, flops, seconds = _cost(record)
     facts = [
         ("Parameters", _count(record.get("parameters"))),
-        ("Tokens", _count(record.get("tokens"))),
-        ("Training time", f"{seconds:,.0f} s" if isinstance(seconds, (int, float)) else None),
-        ("FLOPs", f"{record['flops']:.3g}" if isinstance(record.get("flops"), (int, float)) else None),
+        ("Tokens", tokens),
+        ("Training time", seconds),
+        ("FLOPs", flops),
         ("Machine", ", ".join(show_processors(hardware))),
         ("Processes", record.get("world_size")),
         ("Seed", record.get("seed")),
@@ -163,9 +204,24 @@ def _is_hub_id(path: str) -> bool:
     return match is not None and not Path(match[1]).exists()
 
 
+def _one_of_each(samples: list[dict]) -> list[dict]:
+    """The first sample of each kind."""
+    return list({sample.get("kind"): sample for sample in reversed(samples)}.values())[::-1]
+
+
+def _cost(of: dict) -> tuple[str | None, str | None, str | None]:
+    """Tokens, FLOPs and time of a rung, for people."""
+    flops = f"{of['flops']:.3g}" if is_number(of.get("flops")) else None
+    return _count(of.get("tokens")), flops, show_seconds(of.get("seconds")) or None
+
+
+def _dropped(item: dict) -> int:
+    return sum((item.get("dropped") or {}).values())
+
+
 def _short(digest: str | None) -> str:
     return f"`{digest[:16]}`" if digest else ""
 
 
 def _count(count: Any) -> str | None:
-    return f"{count:,.0f}" if isinstance(count, (int, float)) else None
+    return f"{count:,.0f}" if is_number(count) else None

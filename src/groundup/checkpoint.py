@@ -131,15 +131,15 @@ def newest_checkpoint(directory: str | Path, saved: int | None = None) -> tuple[
     return None, passed_over
 
 
-def rotate(directory: Path, keep: int | None, best: str | None = None) -> None:
-    """Delete all but the newest `keep` sealed checkpoints, and the best one; None keeps all. One at least stays."""
+def rotate(directory: Path, keep: int | None, *spared: str | Path | None) -> None:
+    """Delete all but the newest `keep` sealed checkpoints and those `spared`; None keeps all. One at least stays."""
     for path in directory.glob(f".checkpoint-*{GONE}"):  # a run was killed while it deleted
         shutil.rmtree(path, ignore_errors=True)
     if not keep:
         return
     sealed = [path for _, path in checkpoints(directory) if (path / MANIFEST).is_file()]
     for path in sealed[: -max(keep, 1)]:
-        if best is None or path.resolve() != Path(best).resolve():
+        if path.resolve() not in [Path(other).resolve() for other in spared if other]:
             discard(path)
 
 

@@ -21,6 +21,7 @@ class RunArguments:
     silence_timeout: float = field(
         default=15.0, metadata={"help": "Seconds that another process on this machine may stand still; 0: any time."}
     )
+    license: str = field(default="apache-2.0", metadata={"help": "What the model card says of the model's licence."})
 
     def __post_init__(self):
         if self.max_skipped_steps < 0:

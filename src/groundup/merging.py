@@ -42,7 +42,7 @@ def merge(adapter: str | Path, output_dir: str | Path) -> Path:
     tokenizer.save_pretrained(output_dir)
     parent = {"path": str(adapter), "weights_sha256": record.hash_weights(adapter)}
     written = {**known, "parent": parent, "command": f"merge.py {adapter} {output_dir}", "parameters": count_parameters(model)}
-    written |= record.hashes(output_dir)
+    written |= {"hub_model_id": None, **record.hashes(output_dir)}
     record.write(output_dir, written)
     card.write_card(output_dir, written)
     return output_dir

@@ -226,23 +226,74 @@ def is_synthetic(data: list[dict]) -> bool:
 def lineage(directory: str | Path) -> list[dict[str, Any]]:
     """The directory, its parent, and so on up to where the records end.
 
-    Each is `{rung, path, weights_sha256, tokenizer_sha256, seconds, tokens}`. The directory's own hashes are taken
-    from its files; an ancestor's are those that its child wrote down when it read them. A model from the Hub, or a
+    Each is `{rung, path, weights_sha256, tokenizer_sha256, seconds, tokens, flops, data, hub_model_id}`. The directory's own hashes
+    are taken from its files; an ancestor's are those that its child wrote down when it read them. A model from the Hub, or a
     directory that is gone, is the last entry, with nothing known but its path and hashes.
     """
-    steps: list[dict[str, Any]] = []
+    known = ("seconds", "tokens", "flops", "data", "hub_model_id")
+    of_link = ("path", "weights_sha256", "tokenizer_sha256")
+    return [
+        {"rung": record.get("rung"), **{key: link.get(key) for key in of_link}, **{key: record.get(key) for key in known}}
+        for link, _, record in _ancestry(directory)
+    ]
+
+
+def verify(directory: str | Path) -> list[str]:
+    """What does not belong together in a finished stage directory, a line each; nothing when all does.
+
+    Its files are held against its record, its tokenizer against the model's vocabulary, its evaluation against its weights, and
+    each ancestor that is still there against the hashes that its child wrote down when it read it.
+    """
+    (own, directory, record), *ancestors = _ancestry(directory)
+    if record.get("status") != "finished":
+        return [f"{directory}: " + (f"its run is {record.get('status')}" if record else f"there is no {FILE}")]
+    wrong = [f"{directory}: no {what[:-7]} there" for what in ("weights_sha256", "tokenizer_sha256") if own[what] is None]
+    wrong += [f"{directory}: changed since its rung ended: {line}" for line in altered(record, own)]
+    if not wrong:  # what is damaged need not be readable
+        sizes = (read_json(directory / "config.json") or {}).get("vocab_size"), _vocabulary(directory)
+        if None not in sizes and sizes[0] != sizes[1]:
+            wrong.append(f"{directory}: the model has {sizes[0]} tokens and the tokenizer {sizes[1]}")
+    measured = (read_evaluation(directory) or {}).get("weights_sha256")
+    if measured not in (None, own["weights_sha256"]):
+        wrong.append(f"{directory}: {EVALUATION} tells of other weights; evaluate it again")
+    child = directory
+    for link, here, _ in ancestors:
+        if here:
+            wrong += [f"{here}: changed since {child} was made from it: {line}" for line in altered(link, hashes(here))]
+        child = here
+    return wrong
+
+
+def altered(known: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """`weights_sha256 0123456789ab -> ...` for each hash that is `known`, and `found` to be another."""
+    return [
+        f"{what} {known[what][:12]} -> {str(found[what])[:12]}"
+        for what in ("weights_sha256", "tokenizer_sha256")
+        if known.get(what) not in (None, found.get(what))
+    ]
+
+
+def _vocabulary(directory: Path) -> int | None:
+    """How many tokens the directory's tokenizer has; None where there is no `tokenizer.json`."""
+    if not (directory / "tokenizer.json").is_file():
+        return None
+    from tokenizers import Tokenizer  # late: records are also read by what trains nothing
+
+    return Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab_size()
+
+
+def _ancestry(directory: str | Path) -> Iterator[tuple[dict[str, Any], Path | None, dict[str, Any]]]:
+    """The directory, its parent, ...: path and hashes as its child knows them, where it is now, and its record."""
     seen = set()
     here: Path | None = Path(directory)
-    link = {"path": here.as_posix(), **hashes(here)}
+    link: dict[str, Any] | None = {"path": here.as_posix(), **hashes(here)}
     while link and (here is None or here.resolve() not in seen):
         record = (read(here) if here else None) or {}
-        of_link = {key: link.get(key) for key in ("path", "weights_sha256", "tokenizer_sha256")}
-        steps.append({"rung": record.get("rung"), **of_link, "seconds": record.get("seconds"), "tokens": record.get("tokens")})
+        yield link, here, record
         if here:
             seen.add(here.resolve())
         link = record.get("parent")
         here = _find_parent(link, here) if link and here else None
-    return steps
 
 
 def _find_parent(parent: dict[str, Any], child: Path) -> Path | None:

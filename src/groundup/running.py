@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from groundup import record
 from groundup.checkpoint import Lock
 from groundup.errors import INTERRUPTED, SAVED, InputError
+from groundup.hub import Pushing
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Run:
         allowed: what may be otherwise than before the interruption (`RunArguments.allow_change`).
         before: the record that the interrupted run left.
         lock: of the first process.
+        hub: where it is pushed, by the first process; None with `push_to_hub: false`.
     """
 
     directory: Path
@@ -28,6 +30,7 @@ class Run:
     allowed: frozenset[str] = frozenset()
     before: dict[str, Any] = field(default_factory=dict)
     lock: Lock | None = None
+    hub: Pushing | None = None
     began: float = field(default_factory=time.perf_counter)
     data: list[dict] = field(default_factory=list)
 

@@ -106,10 +106,13 @@ class Saving(TrainerCallback):
                 discard(folder)
             raise no_room(folder, need, str(error)) from error
         self.saved = self.run.record["saved_step"] = step
+        stop, hub = self.stop_asked(), self.run.hub
         if trainer.args.should_save:
             self.run.note(saved_step=step)
-            rotate(self.run.directory, self.keep, trainer.state.best_model_checkpoint)
-        if self.stop_asked():
+            if hub:
+                hub.checkpoint(folder, last=stop)
+            rotate(self.run.directory, self.keep, trainer.state.best_model_checkpoint, *(hub.sending if hub else ()))
+        if stop:
             trainer.accelerator.wait_for_everyone()
             raise Preempted
 

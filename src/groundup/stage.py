@@ -18,8 +18,9 @@ from groundup import card, record
 from groundup.chat import END_OF_TEXT
 from groundup.checkpoint import Lock, newest_checkpoint
 from groundup.configs import RunArguments
-from groundup.errors import InputError
+from groundup.errors import InputError, RunError
 from groundup.hardware import peak_memory
+from groundup.hub import Pushing, Repository
 from groundup.model import count_parameters
 from groundup.plan import foresee
 from groundup.running import Run
@@ -45,8 +46,14 @@ MAY_CHANGE = (
     "use_cpu",
     "local_rank",
     "deepspeed",
-    "hub_token",
     "push_to_hub",
+    "hub_token",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_private_repo",
+    "hub_always_push",
+    "hub_revision",
+    "license",
     "check_memory",
     "allow_change",
     "max_skipped_steps",
@@ -123,6 +130,10 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
     A finished rung is said to be finished and ends the process with status 0. An interrupted one resumes from its newest whole
     checkpoint. Of what is in the directory nothing is deleted but a checkpoint whose saving was cut off.
 
+    With `push_to_hub` the Hub is asked first whether it will take what the run makes, and with `hub_strategy: checkpoint` or
+    `all_checkpoints` a directory without a run goes on with the one that is there. A run that has begun here only says what
+    is wrong.
+
     Args:
         rung: `pretrain`, `sft`, ...
         others: the other argument classes of the recipe; they are recorded.
@@ -130,7 +141,8 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
 
     Raises:
         InputError: a launch that lost processes, a directory in use, settings or a model other than those the interrupted run had,
-            checkpoints that are all damaged, or memory or disk that will not do.
+            checkpoints that are all damaged, memory or disk that will not do, or a Hub that will not take the run.
+        RunError: the Hub is in trouble.
     """
     check_world_size(training_args, asked_world_size())
     if training_args.save_only_model and training_args.save_strategy != "no":
@@ -139,12 +151,16 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
     settings = next((other for other in others if isinstance(other, RunArguments)), RunArguments())
     config, lock = resolved(training_args, *others), None
     check_allowed(settings.allow_change, config)
+    hub = pushing(rung, training_args) if main else None
+    training_args.push_to_hub, training_args.hub_token = False, None  # a checkpoint's training_args.bin is pushed too
 
     def look() -> dict[str, Any]:
         """What stands in the directory, and what this run will be."""
         nonlocal lock
         lock = Lock(directory)
         before = record.read(directory) or {}
+        if hub and before.get("status") != "finished":
+            before = ask_hub(hub, directory, before)
         if before.get("status") == "finished":
             return {"finished": True}
         entry = {
@@ -164,6 +180,7 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
             "world_size": training_args.world_size,
             "started": before.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": before.get("seconds", 0.0),
+            "hub_model_id": hub.repository.name if hub else None,
         }
         checkpoint, passed_over = newest_checkpoint(directory, before.get("saved_step"))
         if checkpoint and before:
@@ -181,7 +198,7 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
     found = agreed(look, main)
     if "entry" not in found and lock:
         lock.release()
-    if isinstance(error := found.get("error"), InputError):
+    if isinstance(error := found.get("error"), (InputError, RunError)):
         raise error
     if "finished" in found:
         if main:
@@ -191,21 +208,49 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
     training_args.logging_nan_inf_filter = False  # it would log NaN as loss 0.0
     training_args.ddp_find_unused_parameters = bool(training_args.ddp_find_unused_parameters)
     set_seed(training_args.seed)
-    run = Run(directory, found["entry"], found["checkpoint"], frozenset(settings.allow_change), found["before"], lock)
+    run = Run(directory, found["entry"], found["checkpoint"], frozenset(settings.allow_change), found["before"], lock, hub)
     Run.under_way = run
     return run
 
 
 def agreed(look: Callable[[], dict[str, Any]], main: bool) -> dict[str, Any]:
-    """What `look` returns in the first process, in all of them: one looks, and all start or stop. An InputError is an `error`."""
+    """What `look` returns in the first process, in all of them: one looks, and all start or stop. What is wrong is an `error`."""
     found = [{}]
     if main:
         try:
             found = [look()]
-        except InputError as error:
+        except (InputError, RunError) as error:
             found = [{"error": error}]
     broadcast_object_list(found)
     return found[0]
+
+
+def pushing(rung: str, args: TrainingArguments) -> Pushing | None:
+    """Where the arguments say that the run is pushed; None where they do not. Private, unless `hub_private_repo: false`."""
+    if not args.push_to_hub:
+        return None
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    repository = Repository(name, args.hub_token, args.hub_private_repo is not False, args.hub_revision)
+    return Pushing(repository, args.hub_strategy.value, args.hub_always_push, lambda line: print(f"{rung}: {line}", flush=True))
+
+
+def ask_hub(hub: Pushing, directory: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """See that the Hub will take the run, and bring what it has of it where there is nothing here; the record of what is here then.
+
+    Raises:
+        InputError, RunError: it will not, and nothing has been trained yet that could be lost.
+    """
+    try:
+        hub.repository.open()
+        if not before and hub.resumes and (brought := hub.repository.fetch(directory)):
+            hub.say(f"{brought}; to begin anew, give another `hub_model_id`")
+            return record.read(directory) or {}
+    except (InputError, RunError) as error:
+        if not before:
+            fix = f"{error.fix}; or train with `--push_to_hub false` and push it later (recipes/push.py)"
+            raise type(error)(error.what, error.where, fix) from None
+        hub.say(f"{error.what}; the run goes on, and pushing is tried again")
+    return before
 
 
 def check_allowed(names: list[str], config: dict[str, Any]) -> None:
@@ -252,11 +297,9 @@ def describe_parent(parent: str) -> dict[str, Any]:
     """
     found = record.hashes(parent)
     left = (record.read(parent) if Path(parent).is_dir() else None) or {}
-    for what, now in found.items():
-        if left.get("status") == "finished" and left.get(what) not in (None, now):
-            told = f"{left[what][:12]} -> {str(now)[:12]}"
-            fix = "put the files back as they were, or run the rung that made them again"
-            raise InputError(f"the model was changed or damaged since its rung ended: {what} {told}", str(parent), fix)
+    if left.get("status") == "finished" and (changes := record.altered(left, found)):
+        fix = "put the files back as they were, or run the rung that made them again"
+        raise InputError(f"the model was changed or damaged since its rung ended: {'; '.join(changes)}", str(parent), fix)
     return {"path": parent, **found}
 
 
@@ -267,7 +310,7 @@ def save_random_init(directory: str | None, model: PreTrainedModel, tokenizer: P
     model.generation_config = chat_generation_config(tokenizer)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    entry = {"rung": "random", "status": "finished", "parameters": count_parameters(model), "metrics": {}}
+    entry = {"rung": "random", "status": "finished", "parameters": count_parameters(model), "metrics": {}, "hub_model_id": None}
     record.write(directory, {**run.record, **entry, **record.hashes(directory)})
     card.write_card(directory, record.read(directory))
 
@@ -313,6 +356,9 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
         print(f"{run.record['rung']}: done in {run.record['seconds']:.0f} s -> {run.directory}", flush=True)
     trainer.accelerator.wait_for_everyone()
     trainer.end()
+    # Last: no other process waits for it, and the run has finished whatever the Hub says.
+    if run.hub and not run.hub.finish(run.directory):
+        card.write_card(run.directory, record.update(run.directory, hub_model_id=None))  # it is loaded from here then
     if run.lock:
         run.lock.release()
     Run.under_way = None
