@@ -10,7 +10,7 @@ import yaml
 from groundup import configs
 from groundup.record import as_yaml, is_synthetic, lineage, plain, read_evaluation, write_text
 from groundup.scoreboard import metric as describe
-from groundup.scoreboard import order_metrics, show_metric
+from groundup.scoreboard import order_metrics, show_metric, show_overlap
 from groundup.words import markdown, show_processors
 
 WHAT = {
@@ -52,8 +52,9 @@ def write_card(directory: str | Path, record: dict) -> Path:
     if evaluation:
         metrics = evaluation.get("metrics") or {}
         results = [(name, metrics[name]) for name in order_metrics(metrics)]
-        rows = [(describe(n).label, show_metric(n, r), r.get("n"), describe(n).explanation) for n, r in results]
-        sections.append("## Results\n\n" + markdown(("Measure", "Value (interval)", "n", "What it is"), rows))
+        rows = [(describe(n).label, show_metric(n, r), r.get("n"), show_overlap(r), describe(n).explanation) for n, r in results]
+        heads = ("Measure", "Value (interval)", "n", "Of these in the training data", "What it is")
+        sections.append("## Results\n\n" + markdown(heads, rows))
     sections.append("## How it was made\n\n" + markdown(("", ""), _facts(record)))
     keys = ("weights_sha256", "tokenizer_sha256")
     rows = [(s["rung"], s["path"], *(_short(s[key]) for key in keys), _count(s["tokens"])) for s in lineage(directory)]

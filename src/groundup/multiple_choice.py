@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 Pair = tuple[list[int], list[int]]  # the tokens of a context and of its continuation, neither empty
 MOST = 1 << 27  # logits, or entries of a mask, at a time: half a gigabyte in float32
-PADDED = 1.3  # times the shortest question of a batch that its longest may take
+PADDED = 1.25  # times the shortest question of a batch, and some tokens, that its longest may take
 
 
 class Scored(NamedTuple):
@@ -136,7 +136,7 @@ def _batches(questions: list[Question], size: int, model: torch.nn.Module) -> It
     for question in questions:
         more = sum((len(choice) + 1) * len(answers) for choice, answers in question.choices.items())
         full = max((read + more) * vocabulary, (len(batch) + 1) * question.size**2) > MOST
-        if batch and (full or len(batch) == size or question.size > PADDED * batch[0].size):
+        if batch and (full or len(batch) == size or question.size > PADDED * (batch[0].size + 8)):
             yield batch
             batch, read = [], 0
         batch.append(question)

@@ -241,11 +241,12 @@ def lineage(directory: str | Path) -> list[dict[str, Any]]:
         if here:
             seen.add(here.resolve())
         link = record.get("parent")
-        here = _find_parent(link, here) if link and here else None
+        here = find_parent(link, here) if link and here else None
     return steps
 
 
-def _find_parent(parent: dict[str, Any], child: Path) -> Path | None:
+def find_parent(parent: dict[str, Any], child: Path) -> Path | None:
+    """The stage directory that a record's `parent` names, if it is still there."""
     path = Path(str(parent.get("path")))
     if (path / FILE).is_file():
         return path
