@@ -55,7 +55,7 @@ def test_suite_measures_a_model_of_each_kind(tiny_base, world, tokenizer, tmp_pa
 
     load_critic(str(tiny_base)).save_pretrained(tmp_path / "judge")
     tokenizer.save_pretrained(tmp_path / "judge")
-    names = {name: str(world / f"eval_{name}.jsonl") for name in FILES}
+    names = {name: str(world / f"eval_{name}.jsonl") for name in FILES if name != "choices"}
     suite = Suite(EvaluationArguments(**names, max_rows=3, k=2, pass_at_k_problems=2, max_new_tokens=4))
     causal = suite.evaluate(str(tiny_base))["metrics"]
     assert causal["cloze"]["n"] == 3 and 0 < causal["bits_per_byte"]["low"] <= causal["bits_per_byte"]["value"]

@@ -19,13 +19,13 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 Z = 1.96  # standard errors to the end of an interval of 95 %
 SEED = DEFAULT_OTHER_SEED  # of examples and samples: the harness's own, that figures compare with published ones
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every model that is loaded already
 
 
 class Scorer(HFLM):
     """The harness's own model, its tokens and its generation, with the likelihoods of `groundup.multiple_choice`."""
 
     def __init__(self, model: Model):
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is loaded already
         super().__init__(
             model.model,
             tokenizer=model.tokenizer,

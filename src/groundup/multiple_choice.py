@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 Pair = tuple[list[int], list[int]]  # the tokens of a context and of its continuation, neither empty
 MOST = 1 << 27  # logits, or entries of a mask, at a time: half a gigabyte in float32
-PADDED = 1.25  # times the shortest question of a batch, and some tokens, that its longest may take
+PADDED = 1.1  # times the shortest question of a batch, and some tokens, that its longest may take
 
 
 class Scored(NamedTuple):
@@ -43,7 +43,7 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]
     """Tokens of contexts and continuations, of which neither need be cut where the other ends.
 
     Blanks at the end of a context belong to its continuation. Both are encoded as one text, with the special tokens that the
-    tokenizer adds unless the text has them, and parted where the context alone would end.
+    tokenizer adds unless the text has them, and what follows as many tokens as the context alone has is the continuation's.
 
     Args:
         start: the token that stands for an empty context.
@@ -54,23 +54,29 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]
     contexts = [context.rstrip() for context, _ in pairs]
     wholes = ["".join(pair) for pair in pairs]
     special = tokenizer.decode(start)
+
+    def adds(text: str) -> bool:
+        return not text.startswith(special)
+
     tokens: dict[tuple[str, bool], list[int]] = {}
-    wanted = {(text, bool(context) and not text.startswith(special)) for context, whole in zip(contexts, wholes, strict=True)
-              for text in (context, whole)}  # fmt: skip
+    each = [
+        (text, bool(context) and adds(text)) for context, whole in zip(contexts, wholes, strict=True) for text in (context, whole)
+    ]
     for add in (True, False):
-        if texts := [text for text, adds in wanted if adds == add]:
+        if texts := list(dict.fromkeys(text for text, its in each if its == add)):
             found = tokenizer(texts, add_special_tokens=add, verbose=False)["input_ids"]
             tokens.update(zip(((text, add) for text in texts), found, strict=True))
     encoded = []
     for (_, continuation), context, whole in zip(pairs, contexts, wholes, strict=True):
-        adds = [bool(context) and not text.startswith(special) for text in (context, whole)]
-        row = tokens[whole, adds[1]]
-        if not context and row[:1] != [start]:
-            row = [start, *row]
-        size = len(tokens[context, adds[0]]) if context else 1
-        if len(row) <= size:
+        if context:
+            begin = tokens[context, adds(context)]
+            rest = tokens[whole, adds(whole)][len(begin) :]
+        else:
+            begin, rest = [start], tokens[whole, False]
+            rest = rest[1:] if rest[:1] == begin else rest
+        if not rest:
             raise InputError(f"`{continuation}` has no token of its own after `{context[-40:]}`", fix="leave the choice out")
-        encoded.append((row[:size], row[size:]))
+        encoded.append((begin, rest))
     return encoded
 
 
