@@ -79,7 +79,7 @@ def test_eager_attention_agrees():
     model = build("qwen3", attn_implementation="eager")
     assert model.config._attn_implementation == "eager" and longest_shared(model)
     found = score(model, some_pairs(), 8, longest=64)
-    assert [scored.logp for scored in found] == pytest.approx(by_hand(model, some_pairs()), abs=1e-9)
+    assert [scored.logp for scored in found] == pytest.approx(by_hand(model, some_pairs()), rel=1e-6)  # its softmax is in float32
 
 
 def test_a_model_that_minds_the_mask_is_found_out(monkeypatch):
