@@ -10,6 +10,7 @@ recipes/evaluate_model.py uses. Rounds alternate; figures are medians. How far t
 Without --task_data the questions are of toyland; without --model the weights are random, of a model trained by nobody.
 """
 
+import importlib.util
 import random
 import tempfile
 import time
@@ -100,6 +101,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.questions, options.rounds, options.width, options.layers = 16, 1, 64, 2
+    if not importlib.util.find_spec("lm_eval"):
+        parser.error("lm-evaluation-harness is not installed: pip install 'groundup[eval]'")
     where = measure.header()
     with tempfile.TemporaryDirectory() as name:
         if options.task_data:
