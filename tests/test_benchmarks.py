@@ -185,6 +185,19 @@ def test_ratio_is_ours_over_nanochats():
     assert gpu.ratios([*found, {"shape": "350M", "contestant": "nanochat", "failed": "x"}]) == {"124M": 1.5}
 
 
+# ---- evaluation_speed.py
+
+
+def test_evaluation_speed_compares_the_same_likelihoods():
+    harness = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    places = f"{ROOT / 'src'}{os.pathsep}{Path(harness.__file__).parents[1]}"
+    said = run(ROOT / "benchmarks" / "evaluation_speed.py", "--quick", PYTHONPATH=places)
+    found = last_json(said)["tasks"]["toyland"]
+    assert set(found["questions_per_second"]) == {"lm-eval, 1", "lm-eval, 32", "groundup"}
+    assert found["ours_over_theirs"] > 0 and found["largest_difference"] < 1e-5 * found["largest_log_likelihood"]  # float32
+    assert f"{found['ours_over_theirs']:.2f}" in said
+
+
 # ---- measure.py
 
 

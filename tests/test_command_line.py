@@ -18,7 +18,8 @@ from groundup.errors import InputError
 from transformers import TrainingArguments
 
 REPOSITORY = Path(__file__).parents[1]
-YAMLS = sorted((REPOSITORY / "recipes").rglob("*.yaml"))
+TASKS = REPOSITORY / "recipes" / "tasks"  # these are lm-evaluation-harness's to read
+YAMLS = sorted(path for path in (REPOSITORY / "recipes").rglob("*.yaml") if path.parent != TASKS)
 RECIPES = {"evaluate": "evaluate_model"}  # the one recipe whose YAML has another name: `evaluate` is a library's
 ON_THE_COMMAND_LINE = {"evaluate": ["--models", "out/nano/sft"]}  # required, and written by recipes/ladder.sh
 

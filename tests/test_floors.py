@@ -10,8 +10,9 @@ FLOORS = (
     "errors words chat answers objectives stats phrases scoreboard record configs packing order jobs stopping"
     " neighbours",  # facts and formulas
     "tokenizer model head generation toyland families sources data verifier guarding sandbox unit_tests languages rewards metrics"
-    " shards checkpoint hub running command_line cleaning minhash contamination hardware memory",  # things
-    "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation corpus selection",  # loops
+    " multiple_choice shards checkpoint hub running command_line cleaning minhash contamination hardware memory",  # things
+    "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite corpus"
+    " selection",  # loops
     "card curves report stage merging preparation workload step plan plan_table",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
@@ -41,6 +42,9 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("families", "toyland"),
     ("ppo", "grpo"),
     ("gate", "grpo"),
+    ("harness", "evaluation"),
+    ("suite", "evaluation"),
+    ("suite", "harness"),
     ("grpo", "curriculum"),
     ("report", "curves"),
     ("stage", "card"),

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 LAUNCHES = re.findall(r"^accelerate launch .*$", README, flags=re.MULTILINE)
+EVALUATIONS = re.findall(r"^python recipes/evaluate_model.py .*$", README, flags=re.MULTILINE)
 CLUSTER = re.findall(r"^(?:sbatch|bash) .*recipes/cluster/.*$", README, flags=re.MULTILINE)
 
 
@@ -57,6 +58,19 @@ def test_launch_commands_parse(launch, monkeypatch):
 
 def test_there_are_launch_commands():
     assert len(LAUNCHES) >= 3
+
+
+@pytest.mark.parametrize("line", EVALUATIONS)
+def test_evaluations_parse_and_name_tasks_that_exist(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    models, args = parse(recipe_types(ROOT / "recipes" / "evaluate_model.py"), shlex.split(line)[2:])
+    assert models.models
+    own = [name for name in (args.tasks or "").split(",") if name.startswith("local_")]
+    assert all((ROOT / "recipes" / "tasks" / f"{name}.yaml").is_file() for name in own) and bool(own) == bool(args.task_data)
+
+
+def test_there_are_evaluations():
+    assert len(EVALUATIONS) == 3
 
 
 @pytest.mark.parametrize("line", CLUSTER)

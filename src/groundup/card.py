@@ -9,7 +9,7 @@ from typing import Any
 
 from groundup import configs
 from groundup.record import as_yaml, is_synthetic, lineage, plain, read_evaluation, write_text
-from groundup.scoreboard import measured, order_metrics, show_metric
+from groundup.scoreboard import measured, order_metrics, show_metric, show_overlap
 from groundup.scoreboard import metric as describe
 from groundup.words import is_number, markdown, show_processors, show_seconds
 from huggingface_hub import EvalResult, ModelCardData
@@ -50,8 +50,9 @@ def write_card(directory: str | Path, record: dict) -> Path:
     metrics = evaluation.get("metrics") or {}
     if metrics:
         results = [(name, metrics[name]) for name in order_metrics(metrics)]
-        rows = [(describe(n).label, show_metric(n, r), r.get("n"), describe(n).explanation) for n, r in results]
-        sections.append("## Results\n\n" + markdown(("Measure", "Value (95 % interval)", "n", "What it is"), rows))
+        rows = [(describe(n).label, show_metric(n, r), r.get("n"), show_overlap(r), describe(n).explanation) for n, r in results]
+        heads = ("Measure", "Value (interval)", "n", "Of these in the training data", "What it is")
+        sections.append("## Results\n\n" + markdown(heads, rows))
     if said := [(sample.get("prompt"), sample.get("reply")) for sample in _one_of_each(evaluation.get("samples") or [])]:
         rows = [[textwrap.shorten(str(text), 240, placeholder=" [...]") for text in pair] for pair in said]
         sections.append("## Samples\n\n" + markdown(("Prompt", "Reply"), rows))

@@ -91,6 +91,7 @@ class EvaluationSets:
 
     Args:
         entries: of each set its `path` (as `dataset`) and the `columns` that hold its texts; a list of texts counts as several.
+            Or a `path`, which is then but a name, and `items`, lists of texts.
 
     Raises:
         InputError: no such set or column, or no text of 8 words or more in it.
@@ -105,6 +106,8 @@ class EvaluationSets:
             start, found = sum(self.items), set()
             rows = 0
             found_texts = _texts(entry, f"entry {number} of `decontaminate_against`")
+            if "items" in entry:
+                found_texts = ((n, text) for n, item in enumerate(entry["items"]) for text in item)
             for chunk in in_chunks(found_texts, CHUNK, size_of=lambda item: len(item[1])):
                 texts, items = [text for _, text in chunk], np.array([start + item for item, _ in chunk])
                 rows = int(items[-1]) - start + 1

@@ -1,11 +1,9 @@
 """One suite for every rung, random weights included: the same questions, the same graders, every figure with its interval."""
 
 import importlib
-import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,17 +11,9 @@ from groundup import answers, rewards, stats
 from groundup.chat import TURN_END
 from groundup.errors import InputError
 from groundup.generation import generate
-from groundup.model import check_model_path
+from groundup.multiple_choice import encode_pairs, grade, score
 from groundup.tokenizer import end_of_text_id
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass
@@ -32,6 +22,10 @@ class EvaluationArguments:
 
     documents: str | None = field(default=None, metadata={"help": "Held-out text {text}: bits per byte."})
     cloze: str | None = field(default=None, metadata={"help": "{prompt, choices, gold}: the likeliest choice, in plain text."})
+    choices: str | None = field(
+        default=None,
+        metadata={"help": "{query, choices, gold}: the likeliest choice after a blank, in all and by length."},
+    )
     questions: str | None = field(
         default=None, metadata={"help": "{prompt, answer, alternatives, unasked}: asked in chat form, answered exactly."}
     )
@@ -43,7 +37,16 @@ class EvaluationArguments:
     harder: str | None = field(default=None, metadata={"help": "The same, harder than any that were trained on."})
     taste: str | None = field(default=None, metadata={"help": "Dotted path of a function reply -> score, for the win rate."})
     reference: str | None = field(default=None, metadata={"help": "Model that the win rate is over."})
-    max_rows: int | None = field(default=None, metadata={"help": "First rows of each file only."})
+    tasks: str | None = field(
+        default=None, metadata={"help": "Tasks of lm-evaluation-harness, `arc_easy,mmlu`, or of recipes/tasks."}
+    )
+    task_data: str | None = field(default=None, metadata={"help": "Folder of the files that tasks of recipes/tasks read."})
+    num_fewshot: int | None = field(default=None, metadata={"help": "Examples before a question of a task; else the task's own."})
+    apply_chat_template: bool = field(default=False, metadata={"help": "Put the tasks' questions as turns of a conversation."})
+    check_overlap: bool = field(
+        default=True, metadata={"help": "Look for the evaluated items in what the model was trained on, where that is still there."}
+    )
+    max_rows: int | None = field(default=None, metadata={"help": "First rows of each file, and of each task, only."})
     k: int = field(default=8, metadata={"help": "Samples a problem for pass@k."})
     pass_at_k_problems: int = field(default=100, metadata={"help": "Problems that are sampled for pass@k."})
     max_new_tokens: int = field(default=64, metadata={"help": "Tokens a reply may take."})
@@ -74,55 +77,61 @@ class Model:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int):
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         self.end_of_text = end_of_text_id(tokenizer)
-        self.longest = model.config.max_position_embeddings
+        self.start = self.end_of_text if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.pad = self.end_of_text if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.turn_ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(TURN_END)} - {None, tokenizer.unk_token_id}
+        self.longest = context_length(model, tokenizer)
+        self.template = "{prompt}\n"  # of a model that knows no turns
+        if tokenizer.chat_template:
+            turn = [{"role": "user", "content": "{prompt}"}]
+            self.template = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def encode_turn(self, prompt: str) -> list[int]:
-        """One user turn, and the opening of the reply."""
+        """One user turn, and the opening of the reply; a plain line where the tokenizer has no chat template."""
+        if not self.tokenizer.chat_template:
+            return [self.start, *self.encode(f"{prompt}\n")]
         return self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)["input_ids"]
 
-    @torch.inference_mode()
     def log_likelihoods(self, pairs: list[tuple[list[int], list[int]]]) -> list[float]:
         """log p(continuation | context) of token lists, in nats. A context is never empty."""
-        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-        results = [0.0] * len(pairs)
-        for batch in in_batches(order, self.batch_size):
-            rows = [pairs[i][0] + pairs[i][1] for i in batch]
-            ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, left=False, device=self.model.device)
-            logps = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-            logps = logps.gather(2, ids[:, 1:, None])[..., 0]
-            for row, i in enumerate(batch):
-                first = len(pairs[i][0]) - 1
-                results[i] = logps[row, first : first + len(pairs[i][1])].sum().item()
-        return results
+        return [scored.logp for scored in score(self.model, pairs, self.batch_size, self.longest)]
 
     @torch.inference_mode()
     def replies(self, prompts: list[str], max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> list[tuple[str, bool]]:
         """(reply, ended its turn by itself) for each question, put as one user turn. Temperature 0 is greedy."""
         torch.manual_seed(seed)
-        turn_end = self.tokenizer.convert_tokens_to_ids(TURN_END)
-        stops = sorted({self.end_of_text, self.tokenizer.eos_token_id})
+        own = self.model.generation_config.eos_token_id  # some models of the Hub have several ends
+        turn_ends = self.turn_ends | set(own if isinstance(own, list) else [] if own is None else [own])
+        stops = sorted({self.end_of_text, *turn_ends})
         encoded = [self.encode_turn(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
         results: list[tuple[str, bool]] = [("", False)] * len(prompts)
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
         for batch in in_batches(order, self.batch_size):
-            ids, mask = pad_rows([encoded[i] for i in batch], self.tokenizer.pad_token_id, left=True, device=self.model.device)
+            ids, mask = pad_rows([encoded[i] for i in batch], self.pad, left=True, device=self.model.device)
             config = GenerationConfig(
                 max_new_tokens=min(max_new_tokens, max(1, self.longest - ids.size(1))),
                 eos_token_id=stops,
-                pad_token_id=self.tokenizer.pad_token_id,
+                pad_token_id=self.pad,
                 **how,
             )
             produced = generate(self.model, ids, mask, config)[:, ids.size(1) :].tolist()
             for i, tokens in zip(batch, produced, strict=True):
                 length = next((n for n, token in enumerate(tokens) if token in stops), len(tokens))
-                ended = length < len(tokens) and tokens[length] in (turn_end, self.tokenizer.eos_token_id)
+                ended = length < len(tokens) and tokens[length] in turn_ends
                 text = self.tokenizer.decode(tokens[:length])  # special tokens too, and blanks if that is all: soup is to be seen
                 results[i] = (text.strip() or text.replace("\n", "⏎"), ended)
         return results
+
+
+def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokens that a model takes: by its configuration, else by its tokenizer, else 2048."""
+    config = getattr(model.config, "text_config", None) or model.config
+    length = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return int(length) if length < 1e9 else 2048
 
 
 # Each metric: rows in, one value an item out. `stats.estimate` makes value and interval of them.
@@ -149,13 +158,20 @@ def bits_per_byte(model: Model, rows: list[dict]) -> dict[str, dict]:
 
 def cloze(model: Model, rows: list[dict]) -> list[float]:
     """1 where the right choice is the likeliest continuation of the prompt, by total log-likelihood."""
-    pairs = [([model.end_of_text, *model.encode(row["prompt"])], model.encode(choice)) for row in rows for choice in row["choices"]]
-    scores = iter(model.log_likelihoods(pairs))
-    hits = []
-    for row in rows:
-        mine = [next(scores) for _ in row["choices"]]
-        hits.append(float(max(range(len(mine)), key=mine.__getitem__) == row["gold"]))
-    return hits
+    pairs = [([model.start, *model.encode(row["prompt"])], model.encode(choice)) for row in rows for choice in row["choices"]]
+    return [graded["acc"] for graded in grade_rows(model.log_likelihoods(pairs), rows)]
+
+
+def multiple_choice(model: Model, rows: list[dict]) -> list[dict[str, float]]:
+    """What `grade` says of each question {query, choices, gold}: its choices come after a blank."""
+    texts = [(row["query"], f" {choice}") for row in rows for choice in row["choices"]]
+    return grade_rows(model.log_likelihoods(encode_pairs(model.tokenizer, texts, model.start)), rows)
+
+
+def grade_rows(logps: list[float], rows: list[dict]) -> list[dict[str, float]]:
+    """`logps` of the choices of all rows, one after another."""
+    each = iter(logps)
+    return [grade([next(each) for _ in row["choices"]], row["choices"], row["gold"]) for row in rows]
 
 
 def knows(reply: str, ended: bool, row: dict) -> float:
@@ -258,6 +274,10 @@ def evaluate_causal(
         metrics.update(bits_per_byte(model, rows["documents"]))
     if "cloze" in rows:
         metrics["cloze"] = stats.estimate(cloze(model, rows["cloze"]))
+    if "choices" in rows:
+        marks = multiple_choice(model, rows["choices"])
+        for name, kind in (("choices", "acc"), ("choices_norm", "acc_norm")):
+            metrics[name] = stats.estimate([mark[kind] for mark in marks])
     if "questions" in rows:
         questions = rows["questions"]
         replies = model.replies([row["prompt"] for row in questions], args.max_new_tokens)
@@ -299,101 +319,36 @@ def evaluate_causal(
         if reference is not None:
             kl = kl_of_replies(model, reference, [row["prompt"] for row in rows["questions"]], said)
             metrics["kl_from_reference"] = stats.estimate(kl)
+    for name, found in metrics.items():
+        found.update(how(name, model.template, args.seed))
     difficulty = {name: by_difficulty(*rows_and_values) for name, rows_and_values in graded.items() if rows_and_values[0]}
     return {"metrics": metrics, "by_difficulty": difficulty, "samples": samples}
+
+
+MEASURED = {  # how a metric begins -> its file, the prompt, how it is decoded
+    "bits_": ("documents", "{text}", "log-likelihood"),
+    "cloze": ("cloze", "{prompt}{choice}", "log-likelihood"),
+    "choices": ("choices", "{query} {choice}", "log-likelihood"),
+    "asked": ("questions", "turn", "greedy"),
+    "unasked": ("questions", "turn", "greedy"),
+    "follows": ("instructions", "turn", "greedy"),
+    "stops": ("questions", "turn", "greedy"),
+    "true_win_rate": ("questions", "turn", "sampled at temperature 1"),
+    "kl_from_reference": ("questions", "turn", "sampled at temperature 1"),
+    "problems_harder_": ("harder", "turn", "sampled at temperature 1"),
+    "problems_harder": ("harder", "turn", "greedy"),
+    "problems_": ("problems", "turn", "sampled at temperature 1"),
+    "problems": ("problems", "turn", "greedy"),
+    "pair_accuracy": ("preferences", "turn", "score"),
+}
+
+
+def how(metric: str, template: str, seed: int) -> dict[str, Any]:
+    """What else is to be known of a figure: its `file` by the name of the argument, `prompt`, `decoding` and `seed`."""
+    file, prompt, decoding = next(entry for start, entry in MEASURED.items() if metric.startswith(start))
+    return {"file": file, "prompt": template if prompt == "turn" else prompt, "decoding": decoding, "seed": seed}
 
 
 def sampled_replies(model: Model, questions: list[dict], args: EvaluationArguments, seed: int) -> list[tuple[str, bool]]:
     """One reply a question at temperature 1: what the policy says, not only what it would say first."""
     return model.replies([row["prompt"] for row in questions], args.max_new_tokens, temperature=1.0, seed=seed)
-
-
-FILES = {  # field of EvaluationArguments -> the keys its rows must have
-    "documents": ("text",),
-    "cloze": ("prompt", "choices", "gold"),
-    "questions": ("prompt", "answer", "alternatives"),
-    "instructions": ("prompt", "answer"),
-    "preferences": ("prompt", "chosen", "rejected"),
-    "problems": ("question", "answer"),
-    "harder": ("question", "answer"),
-}
-
-
-def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
-    """Rows of an evaluation file.
-
-    Raises:
-        InputError: no such file, a line that is no JSON object, or one that lacks a key.
-    """
-    if not Path(path).is_file():
-        raise InputError("no such evaluation file", f"{name}: {path}", f"leave `{name}` out, or make it (groundup.toyland)")
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"not JSON: {error}", f"{path}:{number}") from None
-            lacking = [key for key in keys if key not in row] if isinstance(row, dict) else list(keys)
-            if lacking:
-                raise InputError(f"the row lacks {', '.join(lacking)}", f"{path}:{number}", f"rows of `{name}` have {keys}")
-            rows.append(row)
-    if not rows:
-        raise InputError("an empty evaluation file", f"{name}: {path}")
-    return rows
-
-
-class Suite:
-    """The files of `EvaluationArguments`, read once, and put to one model after another."""
-
-    def __init__(self, args: EvaluationArguments):
-        self.args = args
-        self.rows = {
-            name: read_rows(path, keys, name)[: args.max_rows] for name, keys in FILES.items() if (path := getattr(args, name))
-        }
-        if args.taste:
-            load_function(args.taste)
-            if not args.reference or "questions" not in self.rows:
-                raise InputError("a win rate needs `reference` and `questions`", "taste", "name both, or leave `taste` out")
-        self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        self.settings = {
-            **asdict(args),
-            "decoding": "greedy; pass@k and win rate sampled at temperature 1",
-            "prompt": "one user turn",
-        }
-        self._reference: Model | None = None
-        self._reference_replies: list | None = None
-
-    def load(self, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
-        """Model, tokenizer, and whether it is a reward model."""
-        check_model_path(path)
-        is_reward = any("SequenceClassification" in name for name in AutoConfig.from_pretrained(path).architectures or [])
-        kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        model = kind.from_pretrained(path, dtype=dtype).to(self.device).eval()
-        return model, AutoTokenizer.from_pretrained(path), is_reward
-
-    def reference_replies(self) -> list | None:
-        if not self.args.taste:
-            return None
-        if self._reference_replies is None:
-            model, tokenizer, _ = self.load(self.args.reference)
-            self._reference = Model(model, tokenizer, self.args.batch_size)
-            self._reference_replies = sampled_replies(self._reference, self.rows["questions"], self.args, seed=self.args.seed)
-        return self._reference_replies
-
-    def evaluate(self, path: str) -> dict:
-        """`metrics`, `by_difficulty` and `samples` of the model at `path`."""
-        model, tokenizer, is_reward = self.load(path)
-        if not is_reward:
-            replies = self.reference_replies()
-            other = self._reference if path != self.args.reference else None
-            if other and other.tokenizer.get_vocab() != tokenizer.get_vocab():
-                other = None
-            return evaluate_causal(Model(model, tokenizer, self.args.batch_size), self.rows, self.args, replies, other)
-        if "preferences" not in self.rows:
-            raise InputError(f"`{path}` is a reward model", "preferences", "name a file of held-out pairs")
-        right = pair_accuracy(model, tokenizer, self.rows["preferences"], self.args.batch_size)
-        return {"metrics": {"pair_accuracy": stats.estimate(right)}, "by_difficulty": {}, "samples": []}

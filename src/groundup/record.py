@@ -293,10 +293,11 @@ def _ancestry(directory: str | Path) -> Iterator[tuple[dict[str, Any], Path | No
         if here:
             seen.add(here.resolve())
         link = record.get("parent")
-        here = _find_parent(link, here) if link and here else None
+        here = find_parent(link, here) if link and here else None
 
 
-def _find_parent(parent: dict[str, Any], child: Path) -> Path | None:
+def find_parent(parent: dict[str, Any], child: Path) -> Path | None:
+    """The stage directory that a record's `parent` names, if it is still there."""
     path = Path(str(parent.get("path")))
     if (path / FILE).is_file():
         return path

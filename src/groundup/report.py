@@ -122,6 +122,7 @@ def _compare(report: dict) -> list[dict[str, Any]]:
                 bar = [round(min(max(x / (top or 1), 0), 1), 4) for x in (value, low, high)]
                 cell |= {"text": text, "interval": interval.rstrip(")"), "bar": bar, "best": value == best}
                 cell |= {"n": rung["metrics"][name].get("n"), "change": _change(name, rung, rungs)}
+                cell["overlap"] = scoreboard.show_overlap(rung["metrics"][name])
             cells.append(cell)
         label, explanation = _say_k(metric.label, report), _say_k(metric.explanation, report)
         table.append({"name": name, "label": label, "explanation": explanation, "metric": metric, "cells": cells})

@@ -19,6 +19,8 @@ METRICS = {
     "bits_per_byte": Metric("Bits per byte", "Bits needed per byte of held-out text.", False, "lower"),
     "bits_per_token": Metric("Bits per token", "Bits needed per token of held-out text.", False, "lower"),
     "cloze": Metric("Cloze", "Fact sentences completed with the right one of eight endings; chance is 1/8."),
+    "choices": Metric("Choices", "Questions answered with the likeliest choice."),
+    "choices_norm": Metric("Choices, by length", "Questions answered with the choice that is the likeliest by character."),
     "asked": Metric("Asked", "Questions in chat form answered exactly, over all people."),
     "unasked": Metric("Unasked", "Questions on facts that no training conversation ever asked for."),
     "follows": Metric("Follows", "Told to answer in short, gives exactly the one right sentence."),
@@ -47,6 +49,11 @@ def metric(name: str) -> Metric:
     if name in METRICS:
         return METRICS[name]
     label = name.replace("_", " ")
+    if "/" in name:
+        kind = name.rpartition("/")[2]
+        lower = any(word in kind for word in ("perplexity", "bits", "brier"))
+        share = not lower and not any(word in kind for word in ("bleu", "chrf", "rouge", "ter"))
+        return Metric(name, "A task of lm-evaluation-harness.", share, "lower" if lower else "higher")
     if name.startswith("bits_") or name.endswith(("loss", "perplexity")):
         return Metric(label, "", False, "lower")
     if name.endswith(("accuracy", "rate", "share", "pass_at_k")):
@@ -70,6 +77,12 @@ def show_metric(name: str, result: dict | None) -> str:
     if low is None or high is None:
         return text
     return f"{text} ({number(low)}{'-' if low >= 0 else ' to '}{number(high)})"
+
+
+def show_overlap(result: dict | None) -> str:
+    """`3 %` of the items stand in the training data, `not checked`, or nothing where nobody asked."""
+    share = (result or {}).get("contaminated")
+    return share if isinstance(share, str) else "" if share is None else f"{_percent(share)} %"
 
 
 def measured(result: dict | None) -> tuple[float | None, float | None, float | None]:

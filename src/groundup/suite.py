@@ -1,0 +1,138 @@
+"""The files of an evaluation, read once, and put to one model after another; and the tasks of lm-evaluation-harness."""
+
+import gzip
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from groundup import stats
+from groundup.errors import InputError
+from groundup.evaluation import EvaluationArguments, Model, evaluate_causal, how, load_function, pair_accuracy, sampled_replies
+from groundup.model import check_model_path
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+FILES = {  # field of EvaluationArguments -> the keys its rows must have; the first is what is looked for in training data
+    "documents": ("text",),
+    "cloze": ("prompt", "choices", "gold"),
+    "choices": ("query", "choices", "gold"),
+    "questions": ("prompt", "answer", "alternatives"),
+    "instructions": ("prompt", "answer"),
+    "preferences": ("prompt", "chosen", "rejected"),
+    "problems": ("question", "answer"),
+    "harder": ("question", "answer"),
+}
+
+
+def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
+    """Rows of an evaluation file, JSON lines, perhaps gzip'd.
+
+    Raises:
+        InputError: no such file, a line that is no JSON object, or one that lacks a key.
+    """
+    if not Path(path).is_file():
+        raise InputError("no such evaluation file", f"{name}: {path}", f"leave `{name}` out, or make it (groundup.toyland)")
+    rows = []
+    with gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"not JSON: {error}", f"{path}:{number}") from None
+            lacking = [key for key in keys if key not in row] if isinstance(row, dict) else list(keys)
+            if lacking:
+                raise InputError(f"the row lacks {', '.join(lacking)}", f"{path}:{number}", f"rows of `{name}` have {keys}")
+            rows.append(row)
+    if not rows:
+        raise InputError("an empty evaluation file", f"{name}: {path}")
+    return rows
+
+
+class Suite:
+    """What `EvaluationArguments` ask for.
+
+    Args:
+        task_files: folder of task files of our own for the harness.
+
+    Raises:
+        InputError: whatever can be known to be amiss before a model is loaded.
+    """
+
+    def __init__(self, args: EvaluationArguments, task_files: Path | None = None):
+        self.args = args
+        self.rows = {
+            name: read_rows(path, keys, name)[: args.max_rows] for name, keys in FILES.items() if (path := getattr(args, name))
+        }
+        if args.taste:
+            load_function(args.taste)
+            if not args.reference or "questions" not in self.rows:
+                raise InputError("a win rate needs `reference` and `questions`", "taste", "name both, or leave `taste` out")
+        self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        self.settings = {
+            **asdict(args),
+            "decoding": "greedy; pass@k and win rate sampled at temperature 1",
+            "prompt": "one user turn",
+        }
+        self.tasks = None
+        if args.tasks:
+            try:
+                from groundup.harness import Tasks
+            except ImportError as error:
+                fix = "pip install 'groundup[eval]'"
+                raise InputError(f"lm-evaluation-harness is not all there: {error}", "tasks", fix) from None
+            self.tasks = Tasks(args, task_files)
+        texts = {name: [[row[FILES[name][0]]] for row in rows] for name, rows in self.rows.items()}
+        self.texts = texts | (self.tasks.texts if self.tasks else {})  # by file or task: of each item, what identifies it
+        self._reference: Model | None = None
+        self._reference_replies: list | None = None
+
+    def load(self, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
+        """Model, tokenizer, and whether it is a reward model."""
+        check_model_path(path)
+        try:
+            config = AutoConfig.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"no model `{path}`: {reason}", "models", "check the path, or the id and the network") from None
+        is_reward = any("SequenceClassification" in name for name in config.architectures or [])
+        kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        model = kind.from_pretrained(path, dtype=dtype).to(self.device).eval()
+        return model, AutoTokenizer.from_pretrained(path), is_reward
+
+    def reference_replies(self) -> list | None:
+        if not self.args.taste:
+            return None
+        if self._reference_replies is None:
+            model, tokenizer, _ = self.load(self.args.reference)
+            self._reference = Model(model, tokenizer, self.args.batch_size)
+            self._reference_replies = sampled_replies(self._reference, self.rows["questions"], self.args, seed=self.args.seed)
+        return self._reference_replies
+
+    def evaluate(self, path: str) -> dict:
+        """`metrics`, `by_difficulty` and `samples` of the model at `path`."""
+        model, tokenizer, is_reward = self.load(path)
+        asked = Model(model, tokenizer, self.args.batch_size)
+        if not is_reward:
+            replies = self.reference_replies()
+            other = self._reference if path != self.args.reference else None
+            if other and other.tokenizer.get_vocab() != tokenizer.get_vocab():
+                other = None
+            found = evaluate_causal(asked, self.rows, self.args, replies, other)
+            if self.tasks:
+                found["metrics"].update(self.tasks.measure(asked))
+            return found
+        if "preferences" not in self.rows:
+            raise InputError(f"`{path}` is a reward model", "preferences", "name a file of held-out pairs")
+        right = pair_accuracy(model, tokenizer, self.rows["preferences"], self.args.batch_size)
+        accuracy = stats.estimate(right) | how("pair_accuracy", asked.template, self.args.seed)
+        return {"metrics": {"pair_accuracy": accuracy}, "by_difficulty": {}, "samples": []}
