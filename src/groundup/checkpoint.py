@@ -131,8 +131,6 @@ def newest_checkpoint(directory: str | Path, saved: int | None = None) -> tuple[
 
 def rotate(directory: Path, keep: int | None, best: str | None = None) -> None:
     """Delete all but the newest `keep` sealed checkpoints, and the best one; None keeps all. One at least stays."""
-    for path in directory.glob(f".checkpoint-*{GONE}"):  # a run was killed while it deleted
-        shutil.rmtree(path, ignore_errors=True)
     if not keep:
         return
     sealed = [path for _, path in checkpoints(directory) if (path / MANIFEST).is_file()]
@@ -147,6 +145,14 @@ def discard(checkpoint: Path) -> None:
     shutil.rmtree(away, ignore_errors=True)
     os.replace(checkpoint, away)
     shutil.rmtree(away)
+
+
+def sweep(directory: Path) -> None:
+    """Delete what kills left behind: checkpoints half deleted, files that never got their name. One must have the directory."""
+    for path in directory.glob(f".checkpoint-*{GONE}"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob(".*.tmp"):  # record.write_aside
+        path.unlink(missing_ok=True)
 
 
 # One run at a time ---------------------------------------------------------------------------------------------------

@@ -44,6 +44,8 @@ class Saving(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         STOP.defer()
+        if args.should_save:  # a kill may have come between the last save and this
+            rotate(self.run.directory, self.keep, state.best_model_checkpoint)
         if self.missing_evaluation(args, state):
             self.trainer.evaluate()
 
@@ -156,7 +158,7 @@ def room_for(place: Path, need: int, main: bool) -> Iterator[None]:
         if place.is_dir():
             discard(place)
         place.unlink(missing_ok=True)
-        raise no_room(place, need, str(error)) from error
+        raise no_room(place, need, str(error).partition("\n")[0]) from error
 
 
 def no_room(place: Path, need: int, why: str = "") -> RunError:

@@ -16,7 +16,7 @@ import yaml
 from accelerate.utils import broadcast_object_list
 from groundup import card, record
 from groundup.chat import END_OF_TEXT
-from groundup.checkpoint import Lock, checkpoints, newest_checkpoint
+from groundup.checkpoint import Lock, checkpoints, newest_checkpoint, sweep
 from groundup.configs import RunArguments
 from groundup.errors import InputError
 from groundup.hardware import peak_memory
@@ -171,6 +171,7 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
             raise InputError(
                 f"there are checkpoints, and {record.FILE} is missing: what they are of is not known", str(directory), fix
             )
+        sweep(directory)
         checkpoint, passed_over = newest_checkpoint(directory, before.get("saved_step"))
         if checkpoint:
             check_unchanged(before, entry, settings.allow_change)
