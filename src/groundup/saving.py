@@ -34,6 +34,7 @@ class Saving(TrainerCallback):
         self.trainer, self.run = trainer, run
         self.keep, trainer.args.save_total_limit = trainer.args.save_total_limit, None
         self.save, trainer._save_checkpoint = trainer._save_checkpoint, self.save_and_seal
+        self.epoch, trainer._run_epoch = trainer._run_epoch, self.run_epoch
         self.saved = int(Path(run.checkpoint).name.rpartition("-")[2]) if run.checkpoint else None
         self.postponed = False
         self.generates = isinstance(trainer, trl.GRPOTrainer)
@@ -48,6 +49,12 @@ class Saving(TrainerCallback):
             rotate(self.run.directory, self.keep, state.best_model_checkpoint)
         if self.missing_evaluation(args, state):
             self.trainer.evaluate()
+
+    def run_epoch(self, *args, **kwargs) -> None:
+        """The Trainer asks only after a step whether it was the last: resumed from its last checkpoint it would make one more."""
+        if self.trainer.state.global_step < self.trainer.state.max_steps:
+            return self.epoch(*args, **kwargs)
+        self.trainer.control.should_training_stop = True
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_save |= self.postponed or self.stop_asked()
