@@ -1,8 +1,10 @@
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,10 +65,13 @@ def zygote():
     command = [sys.executable, str(Path(__file__).with_name("zygote.py"))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
+    turn = threading.Lock()  # a test may watch two recipes at a time
+
     def ask(job: dict) -> Any:
-        process.stdin.write(json.dumps(job) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
+        with turn:
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
 
     assert process.stdout.readline() == "ready\n"
     yield ask
@@ -81,13 +86,14 @@ def start_recipe(zygote, tmp_path):
     `prelude` is Python that the process runs first, to do it harm from inside.
     """
     running: list[Recipe] = []
+    number = itertools.count()
 
     def start(name: str, directory: Path, settings: dict[str, Any], prelude: str = "", **environment: str) -> Recipe:
         line = ["--config", str(REPOSITORY / "recipes" / "nano" / f"{name}.yaml")]
         for key, value in {**settings, "output_dir": str(directory)}.items():
             line += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
         job = {"recipe": name, "arguments": line, "directory": str(tmp_path), "prelude": prelude, "environment": environment}
-        job["output"] = str(tmp_path / f"said-{len(running)}")
+        job["output"] = str(tmp_path / f"said-{next(number)}")
         for end in ("stdout", "stderr"):
             Path(f"{job['output']}.{end}").touch()
         running.append(Recipe(zygote(job), Path(directory), Path(job["output"]), zygote))
