@@ -75,7 +75,6 @@ def worst_moments(shown: list[Picture], steps: list[int]) -> dict[str, Picture]:
     return {
         "first weights half written": half(f"checkpoint-{first}/model.safetensors"),
         "weights half written": half(f"checkpoint-{second}/model.safetensors"),
-        "optimizer half written": half(f"checkpoint-{second}/optimizer.pt"),
         "before the seal": shown[manifest[0]],
         "after the seal": shown[manifest[0] + 1],
         "while the old one is deleted": removals[len(removals) // 2],
