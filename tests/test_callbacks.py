@@ -1,7 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
+from datasets import Dataset
 from groundup.callbacks import ProgressLine, watch
 from groundup.configs import RunArguments
 from groundup.finite import SkipNonFinite
@@ -43,18 +43,11 @@ def test_nothing_to_say(capsys, monkeypatch, logs, of):
 
 
 def trainer_of(model, directory, **settings):
-    args = TrainingArguments(
-        output_dir=str(directory),
-        use_cpu=True,
-        max_steps=3,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        logging_nan_inf_filter=False,  # as stage.start sets it
-        **settings,
-    )
-    rows = [{"input_ids": torch.arange(5, 15), "labels": torch.arange(5, 15)}] * 8
-    return Trainer(model=model, args=args, train_dataset=rows)
+    usual = {"max_steps": 3, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "use_cpu": True}
+    usual["logging_nan_inf_filter"] = False  # as stage.start sets it
+    args = TrainingArguments(output_dir=str(directory), **{**usual, **settings})
+    row = list(range(5, 15))
+    return Trainer(model=model, args=args, train_dataset=Dataset.from_list([{"input_ids": row, "labels": row}] * 8))
 
 
 @pytest.mark.parametrize("disable_tqdm", [False, True])

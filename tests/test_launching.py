@@ -142,7 +142,7 @@ def test_training_job_starts_a_launcher_a_node(slurm, launcher, nodes, gpus, con
             environment = launching.prepare_multi_gpu_env(read)
             assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16" and read.rdzv_endpoint == "node1:24567"
         assert read.training_script == "recipes/pretrain.py"
-        *_, training_args = recipe_arguments("pretrain", read.training_script_args)
+        *_, training_args, _ = recipe_arguments("pretrain", read.training_script_args)
         assert training_args.run_name == "two words"
 
 

@@ -14,7 +14,7 @@ import shutil
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from groundup.errors import InputError
 from groundup.record import write_json
@@ -27,12 +27,16 @@ GONE = ".gone"
 # One checkpoint ------------------------------------------------------------------------------------------------------
 
 
-def seal(checkpoint: Path) -> Path:
-    """Write the manifest of a checkpoint of which all files are there: name, bytes and sha256 of each, all of it on the disk."""
+def seal(checkpoint: Path, **facts: Any) -> Path:
+    """Write the manifest of a checkpoint of which all files are there: name, bytes and sha256 of each, all of it on the disk.
+
+    Args:
+        facts: what else to keep with it, as plain values.
+    """
     files = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MANIFEST):
         files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path, sync=True)}
-    written = write_json(checkpoint / MANIFEST, {"schema": 1, "files": files})
+    written = write_json(checkpoint / MANIFEST, {"schema": 1, **facts, "files": files})
     for directory in (checkpoint, checkpoint.parent):
         _sync_directory(directory)
     return written

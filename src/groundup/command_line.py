@@ -205,10 +205,11 @@ def run(main: Callable) -> None:
             say_ending(f"error: {memory}")
             end(CRASHED, str(memory))
             sys.exit(CRASHED)
-        end(CRASHED, f"{type(error).__name__}: {error}")
         if lost_a_neighbour(error):  # its own traceback, if there was one, stands above
+            status = end(CRASHED, "another process of this run ended")
             print(f"error: process {os.environ.get('RANK')} ends because another process of this run did", file=sys.stderr)
-            sys.exit(CRASHED)
+            sys.exit(status)
+        end(CRASHED, f"{type(error).__name__}: {error}")
         raise
 
 
@@ -217,15 +218,15 @@ def say_ending(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def end(status: int, reason: str) -> None:
-    """Leave how it ended in run.json, where a run was under way."""
-    if Run.under_way:
-        Run.under_way.ended(status, reason)
+def end(status: int, reason: str) -> int:
+    """Leave how it ended in run.json, where a run was under way; the status that stands there."""
+    return Run.under_way.ended(status, reason) if Run.under_way else status
 
 
 def lost_a_neighbour(error: BaseException) -> bool:
     """Whether processes that talk to each other stopped doing so: a consequence, not a cause."""
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted")
+    gloo, store = ("Connection closed by peer", "Connection reset by peer", "Broken pipe"), "Connection was likely closed"
+    words = (*gloo, store, "NCCL communicator was aborted")
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     return not alone and isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 

@@ -72,8 +72,12 @@ class Run:
             for reason, count in entry.get("dropped", {}).items():
                 self.say(f"{count:,} of {entry['rows']:,} rows dropped ({reason}): {entry['name']}")
 
-    def ended(self, status: int, reason: str = "") -> None:
-        """Write into run.json that the process ends with this exit status; launchers make 1 of all but 0."""
+    def ended(self, status: int, reason: str = "") -> int:
+        """Write into run.json that the process ends with this exit status; launchers make 1 of all but 0.
+
+        Returns:
+            The status that stands there: of the process that ended first.
+        """
         state = record.read(self.directory)
         if state and state["status"] == "running":  # whichever process ends first knows why
             name = "interrupted" if status in (SAVED, INTERRUPTED) else "failed"
@@ -81,6 +85,7 @@ class Run:
         if self.lock:
             self.lock.release()
         Run.under_way = None
+        return (state or {}).get("exit_status", status)
 
 
 def other(then: dict[str, Any], now: dict[str, Any]) -> str | None:

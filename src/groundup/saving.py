@@ -2,21 +2,23 @@
 
 import contextlib
 import errno
+import json
 import math
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed
 import trl
-from groundup.checkpoint import checkpoints, discard, rotate, seal
-from groundup.errors import Preempted, RunError
+from groundup.checkpoint import MANIFEST, checkpoints, discard, rotate, seal
+from groundup.errors import InputError, Preempted, RunError
 from groundup.running import Run
 from groundup.stopping import STOP
 from groundup.words import show_bytes
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What writes weights and pickles has no errno; the last two are PyTorch's words for any write that failed.
@@ -38,6 +40,7 @@ class Saving(TrainerCallback):
         self.saved = int(Path(run.checkpoint).name.rpartition("-")[2]) if run.checkpoint else None
         self.postponed = False
         self.generates = isinstance(trainer, trl.GRPOTrainer)
+        check_split(trainer, run)
         several = trainer.args.world_size > 1 and torch.distributed.is_initialized()
         self.group = torch.distributed.new_group(backend="gloo") if several else None  # the devices need not wait for a signal
 
@@ -88,8 +91,10 @@ class Saving(TrainerCallback):
         """Whether any process was asked to stop; the same in all of them."""
         if self.group is None:
             return STOP.asked is not None
-        asked = torch.tensor(float(STOP.asked is not None))
+        asked = torch.tensor(signal.Signals[STOP.asked] if STOP.asked else 0)
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self.group)
+        if asked:
+            STOP.asked = signal.Signals(int(asked)).name  # the first process says so, whoever was asked
         return bool(asked)
 
     # -- how
@@ -102,7 +107,7 @@ class Saving(TrainerCallback):
             self.save(model, trial)
             trainer.accelerator.wait_for_everyone()  # each process has a file of its own in it
             if trainer.args.should_save:
-                seal(folder)
+                seal(folder, split=split_of(trainer.args))
         self.saved = self.run.record["saved_step"] = step
         if trainer.args.should_save:
             self.run.note(saved_step=step)
@@ -110,6 +115,37 @@ class Saving(TrainerCallback):
         if self.stop_asked():
             trainer.accelerator.wait_for_everyone()
             raise Preempted
+
+
+def check_split(trainer: Trainer, run: Run) -> None:
+    """Refuse to go on with a step split otherwise, where the last step of an epoch would hold other rows than before.
+
+    There accelerate repeats rows so that each process has as many (`even_batches`), and the Trainer takes as many micro-batches as
+    are left. Trainers that read whole steps only are not concerned: GRPO's and PPO's drop such rows, and pre-training goes on into
+    the next epoch.
+
+    Raises:
+        InputError: names the rows.
+    """
+    args = trainer.args
+    if not run.checkpoint or isinstance(trainer, trl.GRPOTrainer) or args.ignore_data_skip:
+        return
+    before = json.loads((Path(run.checkpoint) / MANIFEST).read_text(encoding="utf-8")).get("split")
+    now, rows = split_of(args), len(trainer.train_dataset)
+    if before and before != now and rows % math.prod(before.values()):
+        told = [" x ".join(map(str, split.values())) for split in (before, now)]
+        steps = f"{rows} rows are no whole number of steps of {math.prod(before.values())}"
+        raise InputError(
+            f"{steps}, and what is read in an epoch's last depends on how they are split",
+            f"{' x '.join(now)}: {' -> '.join(told)}",
+            f"go on with {told[0]}; where a run is to move, let `max_rows` be a multiple of the rows a step",
+        )
+
+
+def split_of(args: TrainingArguments) -> dict[str, int]:
+    """How the rows of a step are split."""
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    return {**{name: getattr(args, name) for name in names}, "processes": args.world_size}
 
 
 def check_finite(model: torch.nn.Module, step: int, directory: Path) -> None:

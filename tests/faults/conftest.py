@@ -1,7 +1,10 @@
+import contextlib
+import functools
 import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from recipes.conftest import rungs  # noqa: F401
 from recipes.miniature import REPOSITORY
@@ -79,21 +83,16 @@ def zygote():
     process.wait()
 
 
-@pytest.fixture
-def start_recipe(zygote, tmp_path):
-    """`start_recipe(name, directory, settings, prelude="", **environment)`: recipes/<name>.py on its nano YAML into `directory`.
-
-    `prelude` is Python that the process runs first, to do it harm from inside.
-    """
+@contextlib.contextmanager
+def recipes_in(zygote, folder: Path):
+    """What `start_recipe` is, with what recipes say in `folder`; none is left at the end."""
     running: list[Recipe] = []
     number = itertools.count()
 
     def start(name: str, directory: Path, settings: dict[str, Any], prelude: str = "", **environment: str) -> Recipe:
-        line = ["--config", str(REPOSITORY / "recipes" / "nano" / f"{name}.yaml")]
-        for key, value in {**settings, "output_dir": str(directory)}.items():
-            line += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-        job = {"recipe": name, "arguments": line, "directory": str(tmp_path), "prelude": prelude, "environment": environment}
-        job["output"] = str(tmp_path / f"said-{next(number)}")
+        line = ["--config", str(REPOSITORY / "recipes" / "nano" / f"{name}.yaml"), *as_arguments(settings, directory)]
+        job = {"recipe": name, "arguments": line, "directory": str(folder), "prelude": prelude, "environment": environment}
+        job["output"] = str(folder / f"said-{next(number)}")
         for end in ("stdout", "stderr"):
             Path(f"{job['output']}.{end}").touch()
         running.append(Recipe(zygote(job), Path(directory), Path(job["output"]), zygote))
@@ -104,3 +103,79 @@ def start_recipe(zygote, tmp_path):
         if recipe.poll() is None:
             os.killpg(recipe.pid, signal.SIGKILL)
             recipe.wait()
+
+
+def as_arguments(settings: dict[str, Any], directory: Path) -> list[str]:
+    """Settings as one would type them."""
+    words = []
+    for key, value in {**settings, "output_dir": str(directory)}.items():
+        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return words
+
+
+@pytest.fixture
+def start_recipe(zygote, tmp_path):
+    """`start_recipe(name, directory, settings, prelude="", **environment)`: recipes/<name>.py on its nano YAML into `directory`.
+
+    `prelude` is Python that the process runs first, to do it harm from inside (faults/harm.py).
+    """
+    with recipes_in(zygote, tmp_path) as start:
+        yield start
+
+
+def pair(start: Callable, name: str, directory: Path, settings: dict[str, Any], *preludes: str) -> list[Recipe]:
+    """A recipe as the two processes of one run, in the world that torchrun makes; each may have a prelude."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = zip("01", preludes or ("", ""), strict=True)
+    return [start(name, directory, settings, prelude, **world, RANK=rank, LOCAL_RANK=rank) for rank, prelude in both]
+
+
+@pytest.fixture
+def start_pair(start_recipe):
+    """`start_pair(name, directory, settings, *preludes)`, see `pair`."""
+    return functools.partial(pair, start_recipe)
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """`launch(config, name, directory, settings)`: `accelerate launch` of a recipe; its process, whose output is in `said`."""
+    started = []
+
+    def start(config: str, name: str, directory: Path, settings: dict[str, Any]) -> subprocess.Popen:
+        accelerate, recipes = Path(sys.executable).with_name("accelerate"), REPOSITORY / "recipes"
+        command = [accelerate, "launch", "--config_file", REPOSITORY / "accelerate_configs" / f"{config}.yaml"]
+        command += [recipes / f"{name}.py", "--config", recipes / "nano" / f"{name}.yaml", *as_arguments(settings, directory)]
+        with open(tmp_path / "said", "w") as said:
+            process = subprocess.Popen(
+                [*map(str, command)], stdout=said, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+        started.append((process, directory))
+        return process
+
+    yield start
+    for process, directory in started:
+        for left in processes_of(directory):
+            left.kill()
+        process.wait()
+
+
+def processes_of(directory: Path) -> list[psutil.Process]:
+    """All that have the directory on their command line, a launcher and its recipes."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(directory) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def wait_until(true: Callable[[], Any], what: str) -> None:
+    """Look again and again."""
+    began = time.monotonic()
+    while not true():
+        if time.monotonic() - began > PATIENCE:
+            pytest.fail(f"in vain: {what}")
+        time.sleep(0.05)
