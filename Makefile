@@ -1,5 +1,6 @@
 # make demo   set up, climb the whole nano ladder on a CPU, print the table, write the report   (SEED=1 for another world)
 # make test   set up, lint, run the tests
+# make chaos  climb it twice, once with every rung killed, stopped and damaged; the weights must be the same   (CHAOS=--quick)
 PYTHON ?= python3
 VENV ?= .venv
 SEED ?= 0
@@ -8,7 +9,7 @@ WORK ?= $(if $(filter 0,$(SEED)),.,out/seed$(SEED))
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint chaos
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -26,3 +27,6 @@ lint: setup
 
 test: lint
 	python -m pytest
+
+chaos: setup
+	python tests/faults/chaos.py $(if $(filter .,$(WORK)),out/chaos,$(WORK)) --seed $(SEED) $(CHAOS)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from groundup.checkpoint import LOCK, MANIFEST, Lock, checkpoints, damage, discard, newest_checkpoint, rotate, seal
+from groundup.checkpoint import LOCK, MANIFEST, Lock, checkpoints, damage, discard, newest_checkpoint, rotate, seal, sweep
 from groundup.errors import InputError
 
 FILES = ("model.safetensors", "optimizer.pt", "trainer_state.json", "global_step4/states.pt")
@@ -146,8 +146,10 @@ def test_kill_in_the_middle_of_deleting_leaves_nothing_that_looks_whole(save, tm
     discard(directory)
     assert checkpoints(tmp_path) == [] and any(tmp_path.iterdir())
     monkeypatch.undo()
-    rotate(tmp_path, None)
-    assert not any(tmp_path.iterdir())
+    (tmp_path / ".run.json.123.tmp").write_text("{")
+    kept = save(20)
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 # ---- one run at a time

@@ -7,6 +7,7 @@ def test_counts():
 
 
 def test_sizes():
+    assert show_bytes(0) == "0 MiB" and show_bytes(3 * 2**18) == "768 KiB"
     assert show_bytes(700 * 2**20) == "700 MiB" and show_bytes(3 * 2**29) == "1.5 GiB"
 
 

@@ -101,40 +101,40 @@ def checkpoints(directory: str | Path) -> list[tuple[int, Path]]:
 def newest_checkpoint(directory: str | Path, saved: int | None = None) -> tuple[str | None, list[str]]:
     """The newest whole checkpoint of a stage directory, and what was found on the way: a line for each newer one.
 
-    One that was never finished is deleted: a run was killed while it saved. One that is damaged is set aside under another name.
+    One that was never finished is deleted: a run was killed while it saved. One that is damaged is set aside under another name,
+    once an older one is found to go on from.
 
     Args:
         saved: the last step that the run's record says was saved.
 
     Raises:
-        InputError: checkpoints were saved, and none is whole.
+        InputError: checkpoints were saved, and none is whole. They stay as they are.
     """
-    passed_over, damaged = [], []
+    unfinished, damaged, found = [], [], None
     for step, path in reversed(checkpoints(directory)):
         wrong = damage(path)
         if wrong is None:
-            return str(path), passed_over
-        if (path / MANIFEST).exists():
-            aside = next(p for n in range(1000) if not (p := path.with_name(f"{path.name}.damaged{n or ''}")).exists())
-            os.replace(path, aside)
-            damaged.append(f"{path.name}: {wrong}")
-            passed_over.append(f"{path} is damaged: {wrong}; set aside as {aside.name}")
-        elif step == saved:
-            damaged.append(f"{path.name}: {wrong}")
-        else:
-            discard(path)
-            passed_over.append(f"{path} was not finished, and is gone: {wrong}")
-    if damaged or saved is not None:
-        found = "; ".join(damaged) or f"step {saved} was saved, and there is no checkpoint"
+            found = str(path)
+            break
+        (damaged if step == saved or (path / MANIFEST).exists() else unfinished).append((path, wrong))
+    if found is None and (damaged or saved is not None):
+        told = "; ".join(f"{path.name}: {wrong}" for path, wrong in damaged)
         fix = "put a checkpoint back as it was written; to begin anew, give another `output_dir` or remove this one"
-        raise InputError(f"no checkpoint is whole: {found}", str(directory), fix)
-    return None, passed_over
+        what = f"no checkpoint is whole: {told or f'step {saved} was saved, and there is no checkpoint'}"
+        raise InputError(what, str(directory), fix)
+    passed_over = []
+    for path, wrong in unfinished:
+        discard(path)
+        passed_over.append(f"{path} was not finished, and is gone: {wrong}")
+    for path, wrong in damaged:
+        aside = next(p for n in range(1000) if not (p := path.with_name(f"{path.name}.damaged{n or ''}")).exists())
+        os.replace(path, aside)
+        passed_over.append(f"{path} is damaged: {wrong}; set aside as {aside.name}")
+    return found, passed_over
 
 
 def rotate(directory: Path, keep: int | None, *spared: str | Path | None) -> None:
     """Delete all but the newest `keep` sealed checkpoints and those `spared`; None keeps all. One at least stays."""
-    for path in directory.glob(f".checkpoint-*{GONE}"):  # a run was killed while it deleted
-        shutil.rmtree(path, ignore_errors=True)
     if not keep:
         return
     sealed = [path for _, path in checkpoints(directory) if (path / MANIFEST).is_file()]
@@ -149,6 +149,14 @@ def discard(checkpoint: Path) -> None:
     shutil.rmtree(away, ignore_errors=True)
     os.replace(checkpoint, away)
     shutil.rmtree(away)
+
+
+def sweep(directory: Path) -> None:
+    """Delete what kills left behind: checkpoints half deleted, files that never got their name. One must have the directory."""
+    for path in directory.glob(f".checkpoint-*{GONE}"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob(".*.tmp"):  # record.write_aside
+        path.unlink(missing_ok=True)
 
 
 # One run at a time ---------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Checkpoints that are sealed when whole, of steps that a run can go on from, and one more when it is asked to stop."""
 
+import contextlib
 import errno
 import json
 import math
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,6 +21,8 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What writes weights and pickles has no errno; the last two are PyTorch's words for any write that failed.
+NATIVE = ("No space left", "File too large", "quota exceeded", "iostream error", "unexpected pos")
 
 
 class Saving(TrainerCallback):
@@ -32,6 +36,7 @@ class Saving(TrainerCallback):
         self.trainer, self.run = trainer, run
         self.keep, trainer.args.save_total_limit = trainer.args.save_total_limit, None
         self.save, trainer._save_checkpoint = trainer._save_checkpoint, self.save_and_seal
+        self.epoch, trainer._run_epoch = trainer._run_epoch, self.run_epoch
         self.saved = int(Path(run.checkpoint).name.rpartition("-")[2]) if run.checkpoint else None
         self.postponed = False
         self.generates = isinstance(trainer, trl.GRPOTrainer)
@@ -43,8 +48,16 @@ class Saving(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         STOP.defer()
+        if args.should_save:  # a kill may have come between the last save and this
+            rotate(self.run.directory, self.keep, state.best_model_checkpoint)
         if self.missing_evaluation(args, state):
             self.trainer.evaluate()
+
+    def run_epoch(self, *args, **kwargs) -> None:
+        """The Trainer asks only after a step whether it was the last: resumed from its last checkpoint it would make one more."""
+        if self.trainer.state.global_step < self.trainer.state.max_steps:
+            return self.epoch(*args, **kwargs)
+        self.trainer.control.should_training_stop = True
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_save |= self.postponed or self.stop_asked()
@@ -90,21 +103,11 @@ class Saving(TrainerCallback):
         trainer, step = self.trainer, self.trainer.state.global_step
         folder = self.run.directory / f"checkpoint-{step}"
         check_finite(trainer.model, step, self.run.directory)
-        need = size_of_checkpoint(trainer)
-        if trainer.args.should_save:
-            check_room(folder, need)
-        try:
+        with room_for(folder, size_of_checkpoint(trainer), trainer.args.should_save):
             self.save(model, trial)
             trainer.accelerator.wait_for_everyone()  # each process has a file of its own in it
             if trainer.args.should_save:
                 seal(folder, split=split_of(trainer.args))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            full = isinstance(error, OSError) and error.errno in NO_ROOM or shutil.disk_usage(self.run.directory).free < need
-            if not full and "File too large" not in str(error):
-                raise
-            if folder.is_dir():
-                discard(folder)
-            raise no_room(folder, need, str(error)) from error
         self.saved = self.run.record["saved_step"] = step
         stop, hub = self.stop_asked(), self.run.hub
         if trainer.args.should_save:
@@ -167,27 +170,50 @@ def diverged(what: str, directory: Path) -> RunError:
     return RunError(what, str(directory), fix)
 
 
+def size_of_weights(model: torch.nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
 def size_of_checkpoint(trainer: Trainer) -> int:
     """Bytes that this process's weights and optimizer take, the better part of a checkpoint."""
-    tensors = [*trainer.model.state_dict().values()]
+    tensors = []
     for state in () if trainer.is_deepspeed_enabled else trainer.optimizer.state.values():
         tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return size_of_weights(trainer.model) + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def check_room(folder: Path, need: int) -> None:
-    """Refuse to begin what the disk cannot hold.
+@contextlib.contextmanager
+def room_for(place: Path, need: int, main: bool) -> Iterator[None]:
+    """Refuse to begin what the disk cannot hold; where it fills up all the same, no half of `place` stays.
+
+    Args:
+        place: the directory or file that is written.
+        main: whether this process writes most of it.
 
     Raises:
         RunError: says need and have.
     """
-    if shutil.disk_usage(folder.parent).free < need:
-        raise no_room(folder, need)
+    if main and shutil.disk_usage(place.parent).free < need:
+        raise no_room(place, need)
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno in NO_ROOM or shutil.disk_usage(place.parent).free < need
+        if not full and not any(words in str(error) for words in NATIVE):
+            raise
+        if place.is_dir():
+            discard(place)
+        place.unlink(missing_ok=True)
+        raise no_room(place, need, str(error).partition("\n")[0]) from error
 
 
-def no_room(folder: Path, need: int, why: str = "") -> RunError:
-    have = shutil.disk_usage(folder.parent).free
-    kept = [path.name for _, path in checkpoints(folder.parent) if path != folder]
+def no_room(place: Path, need: int, why: str = "") -> RunError:
+    have = shutil.disk_usage(place.parent).free
+    kept = [path.name for _, path in checkpoints(place.parent) if path != place]
     left = f"{kept[-1]} is whole" if kept else "nothing was saved yet"
-    what = f"no room for {folder.name}: it needs {show_bytes(math.ceil(need))} and the disk has {show_bytes(have)}"
-    return RunError(what + f" ({why})" * bool(why), str(folder.parent), f"make room and run the same command again; {left}")
+    what = f"no room for {place.name}: it needs {show_bytes(math.ceil(need))} and the disk has {show_bytes(have)}"
+    return RunError(
+        what + f" ({why})" * bool(why),
+        str(place.parent),
+        f"make room, quotas and `ulimit -f` count too, and run the same command again; {left}",
+    )

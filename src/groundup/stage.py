@@ -16,7 +16,7 @@ import yaml
 from accelerate.utils import broadcast_object_list
 from groundup import card, record
 from groundup.chat import END_OF_TEXT
-from groundup.checkpoint import Lock, newest_checkpoint
+from groundup.checkpoint import Lock, checkpoints, newest_checkpoint, sweep
 from groundup.configs import RunArguments
 from groundup.errors import InputError, RunError
 from groundup.hardware import peak_memory
@@ -24,6 +24,7 @@ from groundup.hub import Pushing, Repository
 from groundup.model import count_parameters
 from groundup.plan import foresee
 from groundup.running import Run
+from groundup.saving import room_for, size_of_weights
 from groundup.stopping import launched
 from transformers import (
     GenerationConfig,
@@ -182,8 +183,14 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
             "seconds": before.get("seconds", 0.0),
             "hub_model_id": hub.repository.name if hub else None,
         }
+        if not before and checkpoints(directory):
+            fix = f"put back {record.FILE} as it was written, or give another `output_dir`"
+            raise InputError(
+                f"there are checkpoints, and {record.FILE} is missing: what they are of is not known", str(directory), fix
+            )
+        sweep(directory)
         checkpoint, passed_over = newest_checkpoint(directory, before.get("saved_step"))
-        if checkpoint and before:
+        if checkpoint:
             check_unchanged(before, entry, settings.allow_change)
         if checkpoint:
             entry["saved_step"] = int(checkpoint.rpartition("-")[2])
@@ -293,11 +300,13 @@ def describe_parent(parent: str) -> dict[str, Any]:
     """Path or id of the model a rung starts from, with the hashes that tell it from another of the same name.
 
     Raises:
-        InputError: its weights or its tokenizer are not those that its rung left.
+        InputError: its rung has not finished, or its weights or its tokenizer are not those that its rung left.
     """
-    found = record.hashes(parent)
     left = (record.read(parent) if Path(parent).is_dir() else None) or {}
-    if left.get("status") == "finished" and (changes := record.altered(left, found)):
+    if (status := left.get("status", "finished")) != "finished":
+        raise InputError(f"its rung has not finished: {status}", str(parent), "run the rung that makes it to its end first")
+    found = record.hashes(parent)
+    if changes := record.altered(left, found):
         fix = "put the files back as they were, or run the rung that made them again"
         raise InputError(f"the model was changed or damaged since its rung ended: {'; '.join(changes)}", str(parent), fix)
     return {"path": parent, **found}
@@ -329,8 +338,9 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
         model.generation_config = chat_generation_config(tokenizer)
     if trainer.is_fsdp_enabled:  # whatever the checkpoints are saved as, a stage is a whole model
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(args.output_dir)
-    trainer.save_state()
+    with room_for(run.directory / "model.safetensors", size_of_weights(model), args.should_save):
+        trainer.save_model(args.output_dir)
+        trainer.save_state()
     peak = torch.tensor([peak_memory()], device=args.device)
     peak = int(trainer.accelerator.gather(peak).max())
     if args.should_save:

@@ -21,6 +21,8 @@ def show_count(count: float | None) -> str:
 
 
 def show_bytes(size: float) -> str:
+    if size < 2**20:
+        return f"{size / 2**10:,.0f} KiB" if size else "0 MiB"
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 

@@ -1,11 +1,13 @@
 import contextlib
 import functools
+import itertools
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,10 +69,13 @@ def zygote():
     command = [sys.executable, str(Path(__file__).with_name("zygote.py"))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
+    turn = threading.Lock()  # a test may watch two recipes at a time
+
     def ask(job: dict) -> Any:
-        process.stdin.write(json.dumps(job) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
+        with turn:
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
 
     assert process.stdout.readline() == "ready\n"
     yield ask
@@ -82,11 +87,12 @@ def zygote():
 def recipes_in(zygote, folder: Path):
     """What `start_recipe` is, with what recipes say in `folder`; none is left at the end."""
     running: list[Recipe] = []
+    number = itertools.count()
 
     def start(name: str, directory: Path, settings: dict[str, Any], prelude: str = "", **environment: str) -> Recipe:
         line = ["--config", str(REPOSITORY / "recipes" / "nano" / f"{name}.yaml"), *as_arguments(settings, directory)]
         job = {"recipe": name, "arguments": line, "directory": str(folder), "prelude": prelude, "environment": environment}
-        job["output"] = str(folder / f"said-{len(running)}")
+        job["output"] = str(folder / f"said-{next(number)}")
         for end in ("stdout", "stderr"):
             Path(f"{job['output']}.{end}").touch()
         running.append(Recipe(zygote(job), Path(directory), Path(job["output"]), zygote))
