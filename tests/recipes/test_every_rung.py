@@ -87,6 +87,24 @@ def test_directory_is_complete(rungs, name):
     assert f"groundup\n- {name}" in (directory / "README.md").read_text().replace("  - ", "- ")
 
 
+@pytest.mark.parametrize("name", ("tokenizer", "random", *TRAINED))
+def test_directory_is_written_in_words_that_transformers_4_knows(rungs, name):
+    directory = rungs["pretrain"] and rungs.root / "random" if name == "random" else rungs[name].directory
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    assert settings == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|pad|>",
+        "additional_special_tokens": ["<|endoftext|>", "<|im_start|>"],
+        "model_max_length": 512,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+    }
+    if name != "tokenizer":
+        config = json.loads((directory / "config.json").read_text())
+        assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_record_says_where_it_came_from(rungs, name):
     trained = rungs[name]
