@@ -1,5 +1,6 @@
-# make demo   set up, climb the whole nano ladder on a CPU, print the table, write the report   (SEED=1 for another world)
-# make test   set up, lint, run the tests
+# make demo    set up, climb the whole nano ladder on a CPU, print the table, write the report   (SEED=1 for another world)
+# make test    set up, lint, run the tests
+# make compat  each rung once in miniature, read by transformers 4 in an environment of its own (DIRS="out/nano/sft ..." for others)
 PYTHON ?= python3
 VENV ?= .venv
 SEED ?= 0
@@ -8,7 +9,7 @@ WORK ?= $(if $(filter 0,$(SEED)),.,out/seed$(SEED))
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint compat
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -26,3 +27,11 @@ lint: setup
 
 test: lint
 	python -m pytest
+
+.venv-compat/.installed: tests/compat/requirements.txt
+	$(PYTHON) -m venv .venv-compat
+	.venv-compat/bin/python -m pip install --quiet --requirement tests/compat/requirements.txt
+	@touch $@
+
+compat: setup .venv-compat/.installed
+	python tests/compat/compare.py .venv-compat/bin/python $(DIRS)

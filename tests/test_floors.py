@@ -12,7 +12,7 @@ FLOORS = (
     "tokenizer model head generation toyland families sources data verifier guarding sandbox unit_tests languages rewards metrics"
     " shards checkpoint running command_line cleaning minhash contamination hardware memory",  # things
     "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation corpus selection",  # loops
-    "card curves report stage merging preparation workload step plan plan_table",  # joints
+    "card curves report stage merging preparation workload step plan plan_table export",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
@@ -44,6 +44,8 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("stage", "card"),
     ("merging", "card"),
     ("merging", "stage"),
+    ("export", "card"),
+    ("export", "stage"),
     ("stage", "plan"),
     ("plan", "step"),
     ("plan_table", "plan"),

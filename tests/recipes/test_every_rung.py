@@ -22,6 +22,9 @@ DATA = {
     "ppo": "prompts",
     "grpo": "problems",
 }
+# Of vLLM's registry (vllm/model_executor/models/registry.py, 0.22 to 0.31): those that the ladder writes. It serves a model
+# `...ForSequenceClassification` as the one `...ForCausalLM` of that name with another head (`_normalize_arch` there).
+SERVED_BY_VLLM = {"Qwen3ForCausalLM", "LlamaForCausalLM"}
 IDS = torch.arange(5, 45).reshape(2, 20)
 
 # Loads each directory as a stranger would, with nothing of groundup imported.
@@ -103,6 +106,12 @@ def test_directory_is_written_in_words_that_transformers_4_knows(rungs, name):
     if name != "tokenizer":
         config = json.loads((directory / "config.json").read_text())
         assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_architecture_is_one_that_vllm_knows_by_name(rungs, name):
+    (architecture,) = json.loads((rungs[name].directory / "config.json").read_text())["architectures"]
+    assert architecture.replace("ForSequenceClassification", "ForCausalLM") in SERVED_BY_VLLM
 
 
 @pytest.mark.parametrize("name", TRAINED)
