@@ -12,7 +12,7 @@ FLOORS = (
     "tokenizer model head generation toyland families sources data verifier guarding sandbox unit_tests languages rewards metrics"
     " shards checkpoint running command_line cleaning minhash contamination hardware memory",  # things
     "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation corpus selection",  # loops
-    "card curves report stage merging preparation workload step plan plan_table export",  # joints
+    "card curves report stage merging preparation workload step plan plan_table export conversation server",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
@@ -45,6 +45,7 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("merging", "card"),
     ("merging", "stage"),
     ("export", "card"),
+    ("server", "conversation"),
     ("export", "stage"),
     ("stage", "plan"),
     ("plan", "step"),

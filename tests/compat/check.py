@@ -30,7 +30,8 @@ def check(directory, expected):
         logits = model.eval()(input_ids=torch.tensor(expected["ids"])).logits
     far = (logits - torch.tensor(expected["logits"])).abs().max().item()
     wrong += ["logits"] * (not far <= NEAR)
-    said = pipeline("text-classification" if expected["scores"] else "text-generation", directory)(expected["question"])[0]
+    asked = pipeline("text-classification" if expected["scores"] else "text-generation", directory)
+    said = asked(expected["question"], **expected["settings"])[0]
     said = said["score"] if expected["scores"] else said["generated_text"]
     same = abs(said - expected["said"]) <= NEAR if expected["scores"] else said == expected["said"]
     wrong += [f"pipeline: {said!r}"] * (not same)

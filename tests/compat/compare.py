@@ -41,9 +41,12 @@ def expect(directory: str) -> dict:
     with torch.no_grad():
         logits = model.eval()(input_ids=IDS).logits
     question = "Certainly. Ada lives in Dorn." if scores else CHAT[:1]
-    said = pipeline("text-classification" if scores else "text-generation", directory)(question)[0]
+    # pipeline() of 4.57 samples up to 256 tokens whatever generation_config.json says, unless it is told otherwise.
+    settings = {} if scores else {"do_sample": False, "max_new_tokens": 16}
+    said = pipeline("text-classification" if scores else "text-generation", directory)(question, **settings)[0]
     said = said["score"] if scores else said["generated_text"]
-    return found | {"scores": scores, "ids": IDS.tolist(), "logits": logits.tolist(), "question": question, "said": said}
+    found |= {"scores": scores, "ids": IDS.tolist(), "logits": logits.tolist()}
+    return found | {"question": question, "settings": settings, "said": said}
 
 
 def train(root: Path) -> list[Path]:
