@@ -13,6 +13,8 @@ from groundup.conversation import Speaker
 from groundup.errors import InputError
 from groundup.server import serve
 
+# What a model says is text: it moves no cursor and sets no colours.
+CONTROL = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\ufffd")
 COMMANDS = "/reset forgets what was said, /system TEXT sets a system message, /exit ends"
 
 
@@ -64,7 +66,7 @@ def say(speaker: Speaker, asked: list, temperature: float | None, max_tokens: in
     try:
         for piece in reply:
             said += piece
-            print(piece, end="", flush=True)
+            print(piece.translate(CONTROL), end="", flush=True)
     except KeyboardInterrupt:
         pass
     print(flush=True)

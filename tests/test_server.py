@@ -8,21 +8,15 @@ import pytest
 from browser import browser  # noqa: F401
 from groundup.conversation import Speaker
 from groundup.errors import InputError
-from groundup.model import build_config, build_model
 from groundup.server import PAGE, Server, serve
 
 CHAT = [{"role": "user", "content": "Where does Ada live?"}]
 
 
 @pytest.fixture(scope="module")
-def server(tokenizer, tmp_path_factory):
+def server(talker):
     """Two of the same random model, one of which has learned no chat."""
-    directory = tmp_path_factory.mktemp("talker")
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    sizes["tie_word_embeddings"] = False  # it would say the same token over and over
-    build_model(build_config("qwen3", tokenizer, sizes, max_length=512), seed=0, embedding_std=1.0).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    speakers = [Speaker(str(directory), name) for name in ("sft", "pretrain")]
+    speakers = [Speaker(str(talker), name) for name in ("sft", "pretrain")]
     speakers[1].chats = False
     with Server(speakers, 0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

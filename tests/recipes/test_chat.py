@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -21,12 +22,12 @@ NOTHING = {"temperature": 0, "max_tokens": 8, "seed": None, "web": False, "port"
 
 
 @pytest.fixture(scope="module")
-def stages(tiny_base, tmp_path_factory):
+def stages(talker, tmp_path_factory):
     """The same weights as two rungs, one of which has learned no chat."""
     root = tmp_path_factory.mktemp("stages")
     for rung in ("pretrain", "sft"):
         (root / rung).mkdir()
-        for file in tiny_base.iterdir():
+        for file in talker.iterdir():
             (root / rung / file.name).write_bytes(file.read_bytes())
         record.write(root / rung, {"rung": rung})
     return root
@@ -44,38 +45,53 @@ def talk(monkeypatch, capsys):
     return talk
 
 
-def said(stage, *turns, system=None):
+def said(stage, *turns):
     """The reply after turns of the user and of the model."""
-    chat = [{"role": "system", "content": system}] if system else []
-    chat += [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)]
+    chat = [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)]
     return "".join(Speaker(str(stage)).reply(chat, 0, 8))
+
+
+def shown(text):
+    return text.translate(load_recipe("chat").CONTROL)
 
 
 def test_question_through_a_pipe(stages):
     command = [sys.executable, SCRIPT, str(stages / "sft"), "--temperature", "0", "--max_tokens", "8"]
     done = subprocess.run(command, input=ASKED, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == said(stages / "sft", ASKED) + "\n"
+    assert done.stdout == shown(said(stages / "sft", ASKED)) + "\n"
+
+
+def test_what_a_model_says_moves_no_cursor(talk, stages, monkeypatch):
+    monkeypatch.setattr(Speaker, "reply", lambda *args: ["a\x1b[2Jb", "\rc\x9b\x7f", "\td\n"])
+    assert talk([ASKED], stages / "sft").out == "a\ufffd[2Jb\ufffdc\ufffd\ufffd\td\n\n"
 
 
 def test_what_was_said_is_remembered_until_reset(talk, stages):
     first = said(stages / "sft", ASKED)
     second = said(stages / "sft", ASKED, first, "Why?")
     found = talk([ASKED, "", "Why?", "/reset", ASKED, "/exit", "Never"], stages / "sft")
-    assert found.out == f"{first}\n{second}\n{first}\n"
+    assert found.out == shown(f"{first}\n{second}\n{first}\n")
 
 
-def test_system_message_is_set_and_starts_anew(talk, stages):
-    found = talk(["Hi", "/system Be brief.", ASKED, "/reset", ASKED, "/system", ASKED], stages / "sft")
-    told, plain = said(stages / "sft", ASKED, system="Be brief."), said(stages / "sft", ASKED)
-    assert found.out.splitlines()[-3:] == f"{told}\n{told}\n{plain}".splitlines()[-3:]
-    assert told != plain
+def test_system_message_is_set_and_starts_anew(talk, stages, monkeypatch):
+    kept = []
+    monkeypatch.setattr(Speaker, "reply", lambda self, messages, *settings: kept.append(messages) or ["yes"])
+    talk(["Hi", "/system Be brief.", "one", "two", "/reset", "three", "/system", "four"], stages / "sft")
+    told = ["system", "Be brief."]
+    assert [[word for message in messages for word in message.values()] for messages in kept] == [
+        ["user", "Hi"],
+        [*told, "user", "one"],
+        [*told, "user", "one", "assistant", "yes", "user", "two"],
+        [*told, "user", "three"],
+        ["user", "four"],
+    ]
 
 
 def test_rungs_reply_one_after_another_and_those_without_chat_are_named(talk, stages):
     found = talk([ASKED, "/system Be brief."], stages / "pretrain", stages / "sft")
     replies = f"pretrain: {said(stages / 'pretrain', ASKED)}\nsft: {said(stages / 'sft', ASKED)}\n"
-    assert found.out == replies
+    assert found.out == shown(replies)
     assert "pretrain has learned no chat: it goes on with what you write as text" in found.err
     assert "sft has learned" not in found.err
     assert "pretrain takes no system message" in found.err and "sft takes" not in found.err
@@ -92,11 +108,11 @@ def test_names_are_short_and_different():
     assert short(["out/nano/sft", "out/seed1/sft"]) == ["out/nano/sft", "out/seed1/sft"]
 
 
-def test_mistakes_are_three_lines(stages, tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPT, str(tmp_path / "nothing")], capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 2 and done.stderr.startswith("error: no model in") and "Traceback" not in done.stderr
+def test_mistakes_are_three_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [SCRIPT, str(tmp_path / "nothing")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(SCRIPT, run_name="__main__")
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: no model in")
 
 
 def test_what_cannot_be_is_refused(talk, stages):
