@@ -51,6 +51,7 @@ def test_end_of_a_turn_and_the_longest_reply_are_told_apart(speaker):
 
 def test_stop_ends_it_at_the_next_token(speaker):
     reply = speaker.reply(CHAT, 1.0, 400, seed=0)
+    reply.settings.eos_token_id = None  # it does not end by itself
     for _ in reply:
         reply.stop()
     assert 0 < reply.tokens < 400 and reply.finish == "stop"
@@ -58,6 +59,7 @@ def test_stop_ends_it_at_the_next_token(speaker):
 
 def test_leaving_early_ends_the_generation(speaker):
     reply = speaker.reply(CHAT, 1.0, 400, seed=0)
+    reply.settings.eos_token_id = None  # it does not end by itself
     pieces = iter(reply)
     next(pieces)
     pieces.close()
