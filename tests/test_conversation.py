@@ -49,22 +49,26 @@ def test_end_of_a_turn_and_the_longest_reply_are_told_apart(speaker):
     assert (ended.finish, ended.tokens) == ("stop", 1)
 
 
-def test_stop_ends_it_at_the_next_token(speaker):
-    reply = speaker.reply(CHAT, 1.0, 400, seed=0)
-    reply.settings.eos_token_id = None  # it does not end by itself
+@pytest.fixture
+def endless(speaker, monkeypatch):
+    monkeypatch.setattr(speaker.model.generation_config, "eos_token_id", None)
+    return speaker
+
+
+def test_stop_ends_it_at_the_next_token(endless):
+    reply = endless.reply(CHAT, 1.0, 400, seed=0)
     for _ in reply:
         reply.stop()
     assert 0 < reply.tokens < 400 and reply.finish == "stop"
 
 
-def test_leaving_early_ends_the_generation(speaker):
-    reply = speaker.reply(CHAT, 1.0, 400, seed=0)
-    reply.settings.eos_token_id = None  # it does not end by itself
+def test_leaving_early_ends_the_generation(endless):
+    reply = endless.reply(CHAT, 1.0, 400, seed=0)
     pieces = iter(reply)
     next(pieces)
     pieces.close()
     assert 0 < reply.tokens < 400
-    assert not speaker.lock.locked()
+    assert not endless.lock.locked()
 
 
 def test_what_goes_wrong_while_generating_is_raised_where_it_is_read(speaker):

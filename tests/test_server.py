@@ -82,13 +82,8 @@ def test_answer_piece_by_piece(server):
 def test_client_that_has_gone_ends_the_generation(server, monkeypatch):
     kept = []
     reply = Speaker.reply
-
-    def endless(*args):
-        kept.append(reply(*args))
-        kept[0].settings.eos_token_id = None  # it does not end by itself
-        return kept[0]
-
-    monkeypatch.setattr(Speaker, "reply", endless)
+    monkeypatch.setattr(server.speakers["sft"].model.generation_config, "eos_token_id", None)  # it does not end by itself
+    monkeypatch.setattr(Speaker, "reply", lambda *args: kept.append(reply(*args)) or kept[0])
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
     asked = {"model": "sft", "messages": CHAT, "stream": True, "temperature": 1.0, "seed": 0, "max_tokens": 470}
     connection.request("POST", "/v1/chat/completions", json.dumps(asked), {"Content-Type": "application/json"})
