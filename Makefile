@@ -1,6 +1,7 @@
-# make demo   set up, climb the whole nano ladder on a CPU, print the table, write the report   (SEED=1 for another world)
-# make test   set up, lint, run the tests
-# make chaos  climb it twice, once with every rung killed, stopped and damaged; the weights must be the same   (CHAOS=--quick)
+# make demo    set up, climb the whole nano ladder on a CPU, print the table, write the report   (SEED=1 for another world)
+# make test    set up, lint, run the tests
+# make chaos   climb it twice, once with every rung killed, stopped and damaged; the weights must be the same   (CHAOS=--quick)
+# make compat  each rung once in miniature, read by transformers 4 in an environment of its own (DIRS="out/nano/sft ..." for others)
 PYTHON ?= python3
 VENV ?= .venv
 SEED ?= 0
@@ -9,7 +10,7 @@ WORK ?= $(if $(filter 0,$(SEED)),.,out/seed$(SEED))
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: setup demo test lint chaos
+.PHONY: setup demo test lint chaos compat
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -30,3 +31,11 @@ test: lint
 
 chaos: setup
 	python tests/faults/chaos.py $(if $(filter .,$(WORK)),out/chaos,$(WORK)) --seed $(SEED) $(CHAOS)
+
+.venv-compat/.installed: tests/compat/requirements.txt
+	$(PYTHON) -m venv .venv-compat
+	.venv-compat/bin/python -m pip install --quiet --requirement tests/compat/requirements.txt
+	@touch $@
+
+compat: setup .venv-compat/.installed
+	python tests/compat/compare.py .venv-compat/bin/python $(DIRS)

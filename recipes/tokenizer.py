@@ -8,6 +8,7 @@ from pathlib import Path
 from groundup.command_line import run
 from groundup.configs import DataArguments, TokenizerArguments
 from groundup.data import load_documents
+from groundup.stage import write_for_older
 from groundup.tokenizer import bytes_per_token, train_tokenizer
 
 
@@ -33,6 +34,7 @@ def main(data_args: DataArguments, args: TokenizerArguments):
 
     # 4. Hand over
     tokenizer.save_pretrained(args.output_dir)
+    write_for_older(args.output_dir)
     where, rows = ("held-out", held_out.rows) if held_out else ("training", documents.rows)
     ratio, size, tokens = bytes_per_token(tokenizer, rows["text"])
     print(f"tokenizer: {len(tokenizer)} tokens, {ratio:.3f} bytes per token on {where} text ({size:,} bytes, {tokens:,} tokens)")

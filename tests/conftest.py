@@ -57,6 +57,22 @@ def tiny_base(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def talker(tokenizer, tmp_path_factory):
+    """Directory with a random model that says something else to each question, where `tiny_base` repeats a token. Read only."""
+    from groundup.model import build_config, build_model
+    from groundup.stage import chat_generation_config
+
+    directory = tmp_path_factory.mktemp("talker")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes["tie_word_embeddings"] = False
+    model = build_model(build_config("qwen3", tokenizer, sizes, max_length=512), seed=0, embedding_std=1.0)
+    model.generation_config = chat_generation_config(tokenizer)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def sandbox():
     """The sandbox for code of a model; without bubblewrap, or where the kernel allows none, the test is skipped."""
     from groundup.errors import InputError

@@ -13,7 +13,7 @@ FLOORS = (
     " multiple_choice shards checkpoint hub running command_line cleaning minhash contamination hardware memory",  # things
     "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite corpus"
     " selection",  # loops
-    "card curves report stage merging preparation workload step plan plan_table",  # joints
+    "card curves report stage merging preparation workload step plan plan_table export conversation server",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
@@ -50,6 +50,9 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("stage", "card"),
     ("merging", "card"),
     ("merging", "stage"),
+    ("export", "card"),
+    ("server", "conversation"),
+    ("export", "stage"),
     ("stage", "plan"),
     ("plan", "step"),
     ("plan_table", "plan"),

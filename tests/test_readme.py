@@ -1,5 +1,6 @@
 """A sentence, path or command of README that nothing touches will rot: these read it and check."""
 
+import argparse
 import importlib.util
 import re
 import runpy
@@ -54,6 +55,36 @@ def test_launch_commands_parse(launch, monkeypatch):
     config, recipe = words[words.index("--config_file") + 1], next(w for w in words if w.endswith(".py"))
     assert yaml.safe_load(Path(config).read_text())["num_processes"] >= 1
     assert parse(recipe_types(ROOT / recipe), words[words.index(recipe) + 1 :])
+
+
+PLAIN = re.findall(r"(?:^|\| )(python recipes/(?:export|chat|merge|report)\.py .*)$", README, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", PLAIN)
+def test_commands_of_recipes_without_yaml_parse(line, monkeypatch):
+    words = shlex.split(line.split("`")[0])
+    seen = []
+    monkeypatch.setattr(sys, "argv", words[1:])
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop_after(argparse.ArgumentParser.parse_args, seen))
+    with pytest.raises(Parsed):
+        runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+    assert seen
+
+
+class Parsed(Exception):
+    """The command line was read; the rest of the recipe is not run."""
+
+
+def stop_after(parse_args, seen):
+    def parse(self, *arguments):
+        seen.append(parse_args(self, *arguments))
+        raise Parsed
+
+    return parse
+
+
+def test_there_are_commands_of_both_kinds():
+    assert {line.split()[1] for line in PLAIN} >= {"recipes/export.py", "recipes/chat.py"}
 
 
 def test_there_are_launch_commands():
@@ -128,7 +159,7 @@ def test_options_named_in_prose_exist():
     fields = (
         set(SFTConfig.__dataclass_fields__)
         | set(GateArguments.__dataclass_fields__)
-        | {"config_file", "cpu", "num_processes", "shard", "count", "mfu", "revisions"}
+        | {"config_file", "cpu", "num_processes", "shard", "count", "mfu", "revisions", "web"}
     )
     assert {option.replace("-", "_") for option in re.findall(r"`[^`\n]*?--(\w[\w-]*)", README)} <= fields
 

@@ -6,7 +6,7 @@ import torch
 from groundup import card, record
 from groundup.errors import InputError
 from groundup.model import count_parameters
-from groundup.stage import chat_generation_config
+from groundup.stage import chat_generation_config, write_for_older
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -40,6 +40,7 @@ def merge(adapter: str | Path, output_dir: str | Path) -> Path:
         model.generation_config = chat_generation_config(tokenizer)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
+    write_for_older(output_dir)
     parent = {"path": str(adapter), "weights_sha256": record.hash_weights(adapter)}
     written = {**known, "parent": parent, "command": f"merge.py {adapter} {output_dir}", "parameters": count_parameters(model)}
     written |= {"hub_model_id": None, **record.hashes(output_dir)}

@@ -319,6 +319,7 @@ def save_random_init(directory: str | None, model: PreTrainedModel, tokenizer: P
     model.generation_config = chat_generation_config(tokenizer)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    write_for_older(directory)
     entry = {"rung": "random", "status": "finished", "parameters": count_parameters(model), "metrics": {}, "hub_model_id": None}
     record.write(directory, {**run.record, **entry, **record.hashes(directory)})
     card.write_card(directory, record.read(directory))
@@ -344,6 +345,7 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
     peak = torch.tensor([peak_memory()], device=args.device)
     peak = int(trainer.accelerator.gather(peak).max())
     if args.should_save:
+        write_for_older(run.directory)
         metrics = {}
         for line in trainer.state.log_history:  # the last value of each
             metrics.update({key: value for key, value in line.items() if isinstance(value, (int, float))})
@@ -372,6 +374,27 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
     if run.lock:
         run.lock.release()
     Run.under_way = None
+
+
+def write_for_older(directory: str | Path) -> None:
+    """Have what transformers 5 wrote in a stage directory read by 4.57 too, as by vLLM and others that stay there.
+
+    It names a tokenizer's class, and the rest of its special tokens, by words that 4.57 does not know, and writes RoPE's base where
+    4.57 does not look and takes 10,000 instead. transformers 5 reads both.
+    """
+    path = Path(directory) / "tokenizer_config.json"
+    settings = record.read_json(path) or {}
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if "extra_special_tokens" in settings:
+            settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+        for how_it_was_loaded in ("backend", "is_local", "local_files_only"):
+            settings.pop(how_it_was_loaded, None)
+        record.write_json(path, settings)
+    path = Path(directory) / "config.json"
+    settings = record.read_json(path) or {}
+    if base := (settings.get("rope_parameters") or {}).get("rope_theta"):
+        record.write_json(path, {**settings, "rope_theta": base})
 
 
 def chat_generation_config(tokenizer) -> GenerationConfig:

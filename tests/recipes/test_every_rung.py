@@ -22,6 +22,9 @@ DATA = {
     "ppo": "prompts",
     "grpo": "problems",
 }
+# Of vLLM's registry (vllm/model_executor/models/registry.py, 0.22 to 0.31): those that the ladder writes. It serves a model
+# `...ForSequenceClassification` as the one `...ForCausalLM` of that name with another head (`_normalize_arch` there).
+SERVED_BY_VLLM = {"Qwen3ForCausalLM", "LlamaForCausalLM"}
 IDS = torch.arange(5, 45).reshape(2, 20)
 
 # Loads each directory as a stranger would, with nothing of groundup imported.
@@ -85,6 +88,30 @@ def test_directory_is_complete(rungs, name):
     needed |= set() if name == "reward" else {"generation_config.json"}
     assert needed <= {path.name for path in directory.iterdir() if path.stat().st_size}
     assert f"groundup\n- {name}" in (directory / "README.md").read_text().replace("  - ", "- ")
+
+
+@pytest.mark.parametrize("name", ("tokenizer", "random", *TRAINED))
+def test_directory_is_written_in_words_that_transformers_4_knows(rungs, name):
+    directory = rungs["pretrain"] and rungs.root / "random" if name == "random" else rungs[name].directory
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    assert settings == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|pad|>",
+        "additional_special_tokens": ["<|endoftext|>", "<|im_start|>"],
+        "model_max_length": 512,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+    }
+    if name != "tokenizer":
+        config = json.loads((directory / "config.json").read_text())
+        assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_architecture_is_one_that_vllm_knows_by_name(rungs, name):
+    (architecture,) = json.loads((rungs[name].directory / "config.json").read_text())["architectures"]
+    assert architecture.replace("ForSequenceClassification", "ForCausalLM") in SERVED_BY_VLLM
 
 
 @pytest.mark.parametrize("name", TRAINED)
