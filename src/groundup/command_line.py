@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from groundup.errors import CRASHED, INTERRUPTED, SAVED, InputError, RunError
+from groundup.errors import CRASHED, INTERRUPTED, SAVED, InputError, Preempted, RunError
 from groundup.running import Run
 from groundup.stopping import STOP
 
@@ -188,14 +188,18 @@ def run(main: Callable) -> None:
         given = parse(list(get_type_hints(main).values()))
         main(*given)
     except SystemExit as asked:
-        if STOP.asked and asked.code == SAVED:
-            step = Run.under_way and Run.under_way.record.get("saved_step")
-            say_ending(f"{STOP.asked}: {f'saved step {step}' if step else 'nothing was saved yet'}; run the same command to go on")
-        end(int(asked.code or 0), STOP.asked or "")
+        if isinstance(asked, Preempted):
+            why = STOP.asked or "another process of this run was asked to stop"
+            say_ending(f"{why}: {how_far()}")
+            end(SAVED, why)
+        elif Run.under_way:  # a library's or a reward function's: with whatever status, the run is not finished
+            end(CRASHED, f"sys.exit({asked.code!r})")
+            raise RuntimeError(f"sys.exit({asked.code!r}) in the middle of the run") from asked
         raise
     except KeyboardInterrupt:
+        say_ending(f"interrupted from the keyboard: {how_far()}")
         end(INTERRUPTED, "interrupted from the keyboard")
-        raise
+        sys.exit(INTERRUPTED)
     except (InputError, RunError) as error:
         say_ending(f"error: {error}")
         end(error.status, str(error))
@@ -215,6 +219,11 @@ def run(main: Callable) -> None:
 def say_ending(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
+
+
+def how_far() -> str:
+    step = Run.under_way and Run.under_way.record.get("saved_step")
+    return f"{f'saved step {step}' if step else 'nothing was saved yet'}; run the same command to go on"
 
 
 def end(status: int, reason: str) -> None:
