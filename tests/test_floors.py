@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "groundup"
 FLOORS = (
     "errors words chat answers objectives stats phrases scoreboard record configs packing order jobs stopping"
-    " neighbours",  # facts and formulas
+    " neighbours reading",  # facts and formulas
     "tokenizer model head generation toyland families sources data verifier guarding sandbox unit_tests languages rewards metrics"
     " shards checkpoint running command_line cleaning minhash contamination hardware memory",  # things
     "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation corpus selection",  # loops
@@ -18,6 +18,7 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
     ("configs", "errors"),
     ("stopping", "errors"),
+    ("reading", "errors"),
     ("running", "checkpoint"),
     ("command_line", "running"),
     ("finite", "pretraining"),
