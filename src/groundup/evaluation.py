@@ -14,6 +14,7 @@ from groundup.chat import TURN_END
 from groundup.errors import InputError
 from groundup.generation import generate
 from groundup.model import check_model_path
+from groundup.reading import is_reward_model
 from groundup.tokenizer import end_of_text_id
 from transformers import (
     AutoConfig,
@@ -369,7 +370,7 @@ class Suite:
     def load(self, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
         """Model, tokenizer, and whether it is a reward model."""
         check_model_path(path)
-        is_reward = any("SequenceClassification" in name for name in AutoConfig.from_pretrained(path).architectures or [])
+        is_reward = is_reward_model(AutoConfig.from_pretrained(path))
         kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         model = kind.from_pretrained(path, dtype=dtype).to(self.device).eval()

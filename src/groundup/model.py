@@ -12,7 +12,8 @@ from unittest import mock
 import torch
 from groundup.configs import ModelArguments
 from groundup.errors import InputError
-from groundup.reading import reading
+from groundup.reading import is_reward_model, reading
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -226,7 +227,16 @@ def check_model_path(path: str | None) -> None:
 def _vocabulary_of(path: str) -> dict[str, int]:
     if not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         raise InputError(f"no tokenizer in `{path}`", "model_name_or_path", "put back the one that the model was trained with")
-    return AutoTokenizer.from_pretrained(path).get_vocab()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.chat_template:
+        try:
+            tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+        except TemplateSyntaxError as error:
+            what = f"the chat template of `{path}` is no template: line {error.lineno}, {error.message}"
+            raise InputError(what, "model_name_or_path", "put chat_template.jinja back as it was written") from None
+        except TemplateError:  # one that wants more turns than this: it can be read
+            pass
+    return tokenizer.get_vocab()
 
 
 def _check_plain(path: str) -> None:
@@ -272,6 +282,9 @@ def load_causal_model(args: ModelConfig) -> PreTrainedModel:
     """
     path = args.model_name_or_path
     with reading(path, "model_name_or_path"):
+        if is_reward_model(AutoConfig.from_pretrained(path, revision=args.model_revision)):
+            fix = "start from the model that it was made from"
+            raise InputError(f"`{path}` is a reward model: it scores, and does not write", "model_name_or_path", fix)
         model, found = AutoModelForCausalLM.from_pretrained(**loading_arguments(args), output_loading_info=True)
     if missing := sorted(found["missing_keys"]):
         what = f"`{path}` lacks {len(missing)} of the weights that its config.json asks for, such as `{missing[0]}`"

@@ -1,5 +1,6 @@
 """Rung 0: byte-level BPE, finished at birth. No later rung adds a token, changes the template or sets pad = eos."""
 
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from groundup import record
 from groundup.chat import CHAT_TEMPLATE, END_OF_TEXT, PAD, ROLES, SPECIAL_TOKENS, TURN_END
 from groundup.errors import InputError
-from groundup.reading import reading
+from groundup.reading import is_reward_model, reading
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -182,7 +183,11 @@ def _check_reward_model(path: str, policy: str) -> None:
         raise InputError(what, fix=f"add the chat_template.jinja that it was trained with; is this one that of `{policy}`?")
     if not (Path(path) / "adapter_config.json").is_file():
         with reading(path, "rewards"):
-            size = AutoConfig.from_pretrained(path).get_text_config().vocab_size
+            config = AutoConfig.from_pretrained(path)
+        if not is_reward_model(config):
+            fix = "name a directory that recipes/reward.py has written"
+            raise InputError(f"{where} is none: it writes, and its scores would be those of a head drawn at random", "rewards", fix)
+        size = config.get_text_config().vocab_size
         needed = max(tokenizer.get_vocab().values()) + 1
         if needed > size:
             fix = f"put back its own tokenizer; is this one that of `{policy}`?"
@@ -205,6 +210,23 @@ def unfit_prompt(tokenizer: PreTrainedTokenizerBase, room: int, longest: int) ->
     def unfit(row: dict) -> str | None:
         length = len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **QUIET)["input_ids"])
         return f"prompt over the {longest - room} tokens that `max_completion_length` leaves" if length + room > longest else None
+
+    return unfit
+
+
+def unfit_conversation(tokenizer: PreTrainedTokenizerBase, max_length: int | None, longest: int) -> Callable[[dict], str | None]:
+    """Why there is nothing to learn from a row's `messages`, if so: the first reply begins where SFT cuts them off.
+
+    Args:
+        max_length: tokens of a conversation; None for any number.
+        longest: tokens the model can attend to.
+    """
+    limit = min(max_length or longest, longest)
+
+    def unfit(row: dict) -> str | None:
+        asked = list(itertools.takewhile(lambda turn: turn["role"] != "assistant", row["messages"]))
+        length = len(tokenizer.apply_chat_template(asked, add_generation_prompt=True, **QUIET)["input_ids"]) if asked else 0
+        return f"no reply within the {limit} tokens of `max_length`" if length >= limit else None
 
     return unfit
 
