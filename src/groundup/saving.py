@@ -2,20 +2,29 @@
 
 import errno
 import math
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed
 import trl
 from groundup.checkpoint import checkpoints, discard, rotate, seal
-from groundup.errors import Preempted, RunError
+from groundup.errors import InputError, Preempted, RunError
+from groundup.reading import asks_to_run
 from groundup.running import Run
 from groundup.stopping import STOP
 from groundup.words import show_bytes
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
+READ = {  # how a Trainer goes on from a checkpoint, and from which of its files
+    "_load_from_checkpoint": "its weights",
+    "_load_optimizer_and_scheduler": "optimizer.pt or scheduler.pt",
+    "_load_rng_state": "rng_state.pth",
+    "_load_scaler": "scaler.pt",
+}
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -30,6 +39,9 @@ class Saving(TrainerCallback):
         self.trainer, self.run = trainer, run
         self.keep, trainer.args.save_total_limit = trainer.args.save_total_limit, None
         self.save, trainer._save_checkpoint = trainer._save_checkpoint, self.save_and_seal
+        for name, files in READ.items():
+            if hasattr(trainer, name):
+                setattr(trainer, name, numbers_only(getattr(trainer, name), files, run.checkpoint))
         self.saved = int(Path(run.checkpoint).name.rpartition("-")[2]) if run.checkpoint else None
         self.postponed = False
         self.generates = isinstance(trainer, trl.GRPOTrainer)
@@ -107,6 +119,19 @@ class Saving(TrainerCallback):
         if self.stop_asked():
             trainer.accelerator.wait_for_everyone()
             raise Preempted
+
+
+def numbers_only(load: Callable, files: str, checkpoint: str | None) -> Callable:
+    """`load`, of which PyTorch's refusal to run what is in a pickle is an InputError. A seal does not say who sealed."""
+
+    def loaded(*args, **kwargs):
+        try:
+            return load(*args, **kwargs)
+        except pickle.UnpicklingError as error:
+            fix = "if it is not your own, do not use it; begin anew in another `output_dir`"
+            raise InputError(f"{files} of the checkpoint {asks_to_run(error)}", str(checkpoint), fix) from None
+
+    return loaded
 
 
 def check_finite(model: torch.nn.Module, step: int, directory: Path) -> None:
