@@ -1,6 +1,7 @@
 """`--config FILE` and `--key value`, read strictly; and how a recipe ends: what is said, and with which status."""
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from groundup.configs import check_numbers
 from groundup.errors import CRASHED, INTERRUPTED, SAVED, InputError, Preempted, RunError
 from groundup.running import Run
 from groundup.stopping import STOP
@@ -132,7 +134,9 @@ def parse(types: Sequence[type], arguments: Sequence[str] | None = None) -> tupl
             arguments[place] = f"--{name}"
         elif argument.startswith("--") and name not in ("config", "help"):
             near = get_close_matches(name, known, n=1)
-            raise InputError(f"unknown argument `{argument}`", fix=f"did you mean `--{near[0]}`?" if near else "see --help")
+            raise InputError(
+                f"unknown argument `{argument}`", "the command line", f"did you mean `--{near[0]}`?" if near else "see --help"
+            )
     if "use_cpu" in known and "use_cpu" not in values and "--use_cpu" not in arguments:
         import torch  # late: a recipe that does not train should start at once
 
@@ -152,17 +156,27 @@ def parse(types: Sequence[type], arguments: Sequence[str] | None = None) -> tupl
     parser = TrlParser(list(types))
 
     def complain(message: str):
-        raise InputError(message, fix="see --help")  # argparse prints five kilobytes of usage here
+        raise InputError(message, "the command line", "see --help")  # argparse prints five kilobytes of usage here
 
     parser.error = complain
     os.environ.update({name: str(value) for name, value in (values.pop("env", None) or {}).items()})
     parser.set_defaults_with_config(**values)
+    where = config or "the command line"
+    settings = vars(parser.parse_known_args(arguments)[0])
+    check_numbers({name: value for name, value in settings.items() if f"--{name}" in arguments}, "the command line")
+    check_numbers(settings, where)
     try:
         return tuple(parser.parse_args_into_dataclasses(args=arguments))
     except InputError:
         raise
-    except ValueError as error:
-        raise InputError(str(error), config) from error
+    except ValueError as error:  # upstream's, of settings that do not go together
+        named = ", ".join(f"`{name}`" for name in known if re.search(rf"\b{name}\b", str(error)))
+        raise InputError(str(error), where, f"correct {named or 'it'}; --help says what each setting may be") from error
+    except RuntimeError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        fix = "give the launcher another; `--main_process_port 0` takes one that is free"
+        raise InputError(f"port {os.environ.get('MASTER_PORT')} is in use by another process", "MASTER_PORT", fix) from None
 
 
 def quieten() -> None:

@@ -17,12 +17,13 @@ from accelerate.utils import broadcast_object_list
 from groundup import card, record
 from groundup.chat import END_OF_TEXT
 from groundup.checkpoint import Lock, newest_checkpoint
-from groundup.configs import RunArguments
+from groundup.configs import DataArguments, RunArguments
 from groundup.errors import InputError
 from groundup.hardware import peak_memory
 from groundup.model import count_parameters
 from groundup.plan import foresee
 from groundup.running import Run
+from groundup.shards import is_prepared, read_manifest
 from groundup.stopping import launched
 from transformers import (
     GenerationConfig,
@@ -32,6 +33,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 # Settings that may change between an interruption and its resumption: where and how a run is watched, not what it computes.
 MAY_CHANGE = (
@@ -139,6 +141,7 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
     settings = next((other for other in others if isinstance(other, RunArguments)), RunArguments())
     config, lock = resolved(training_args, *others), None
     check_allowed(settings.allow_change, config)
+    check_watching(rung, training_args, next((other for other in others if isinstance(other, DataArguments)), None))
 
     def look() -> dict[str, Any]:
         """What stands in the directory, and what this run will be."""
@@ -193,6 +196,9 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
     set_seed(training_args.seed)
     run = Run(directory, found["entry"], found["checkpoint"], frozenset(settings.allow_change), found["before"], lock)
     Run.under_way = run
+    if 0 < training_args.max_steps < training_args.warmup_steps:
+        low = f"`warmup_steps: {training_args.warmup_steps}` is more than the run's {training_args.max_steps} steps"
+        run.say(f"{low}: `learning_rate` is never reached")
     return run
 
 
@@ -206,6 +212,31 @@ def agreed(look: Callable[[], dict[str, Any]], main: bool) -> dict[str, Any]:
             found = [{"error": error}]
     broadcast_object_list(found)
     return found[0]
+
+
+def check_watching(rung: str, args: TrainingArguments, data: DataArguments | None) -> None:
+    """Refuse what the Trainer would, once model and rows are loaded, in its own words.
+
+    Raises:
+        InputError: an evaluation without held-out rows, a best checkpoint by no metric, or a tracker that is not there.
+    """
+    if args.eval_strategy != "no" and rung in ("ppo", "grpo"):
+        fix = "leave `eval_strategy` out; recipes/evaluate_model.py measures what came out"
+        raise InputError(f"nothing is evaluated while {rung} trains", f"eval_strategy: {args.eval_strategy.value}", fix)
+    if args.eval_strategy != "no" and data and not data.eval_dataset:
+        prepared = rung == "pretrain" and is_prepared(data.dataset)
+        if not prepared or "held_out" not in read_manifest(data.dataset)["splits"]:
+            fix = "write `eval_dataset: FILE_OR_HUB_ID`, or leave `eval_strategy` out"
+            raise InputError("there are no held-out rows to evaluate on", f"eval_strategy: {args.eval_strategy.value}", fix)
+    if args.save_strategy == "best" and not args.metric_for_best_model:
+        raise InputError("by what are checkpoints the best?", "save_strategy: best", "write `metric_for_best_model: eval_loss`")
+    for name in args.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
+            raise InputError(f"no tracker is called `{name}`", "report_to", f"did you mean `{(near or ['trackio'])[0]}`?")
+        if name not in (*get_available_reporting_integrations(), "flyte"):
+            fix = f"pip install {name}, or write `report_to: none`"
+            raise InputError(f"the tracker `{name}` is not installed", "report_to", fix)
 
 
 def check_allowed(names: list[str], config: dict[str, Any]) -> None:
