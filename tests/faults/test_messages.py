@@ -1,0 +1,290 @@
+"""Every failure names what, where and the fix: what a user reads, word for word, for each mistake in a table.
+
+Directories are written in capitals: REPO, the RUNGS that were trained, and FILES, which the mistakes are made in.
+"""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+from groundup.command_line import parse
+from groundup.errors import InputError, RunError
+from groundup.tokenizer import train_tokenizer
+from recipes.miniature import REPOSITORY, interrupt, load_recipe, run_recipe
+
+TURNS = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Dorn."}]
+ROW = json.dumps({"messages": TURNS}) + "\n"
+CASES = {}
+
+
+def mistake(recipe, golden, name=None):
+    """A function of a Maker that gives the settings of a recipe to be refused with these lines."""
+
+    def register(make):
+        CASES[name or make.__name__] = (recipe, make, golden)
+        return make
+
+    return register
+
+
+def settings(recipe, golden, **given):
+    mistake(recipe, golden, ", ".join(f"{key}: {value}" for key, value in given.items()))(lambda maker: given)
+
+
+def rows(recipe, golden, content, name, suffix="jsonl", **given):
+    """A file of rows, and all of it is read."""
+    mistake(recipe, golden, name)(lambda maker: {"dataset": maker.file(f"rows.{suffix}", content), "max_rows": None} | given)
+
+
+class Maker:
+    """Makes what the mistakes need, in a directory of the test's own."""
+
+    def __init__(self, path, rungs):
+        self.path, self.rungs = path, rungs
+
+    def file(self, name, content):
+        path = self.path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    def model(self, rung="sft", **config):
+        """A copy of a rung's model without its record, its config.json changed."""
+        directory = self.path / "model"
+        ignored = shutil.ignore_patterns("checkpoint-*", "run.json")
+        shutil.copytree(self.rungs[rung].directory, directory, ignore=ignored)
+        known = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**known, **config}))
+        return directory
+
+
+# ---- Configuration
+
+
+def yaml(recipe, golden, text, name):
+    mistake(recipe, golden, name)(lambda maker: maker.file(f"{recipe}.yaml", text))
+
+
+yaml("sft", "", "dataset: a\nlearning_rte: 1.0e-3\noutput_dir: o\n", "misspelt key")
+yaml("sft", "", "dataset: a\nseed: 1\noutput_dir: o\nseed: 2\n", "key given twice")
+yaml("sft", "", "dataset: a\nmax_steps: 1.5\noutput_dir: o\n", "half a step")
+yaml("sft", "", "dataset: a\nbf16: yess\noutput_dir: o\n", "no truth value")
+yaml("sft", "", "dataset: [a\noutput_dir: o\n", "no YAML")
+yaml("sft", "", "- dataset\n", "list for a mapping")
+yaml("sft", "", "dataset: a\nlr_scheduler_type: cosin\noutput_dir: o\n", "no such schedule")
+yaml("sft", "", "output_dir: o\n", "no data")
+settings("sft", "", learning_rate=-1)
+settings("sft", "", max_steps=1.5)
+settings("sft", "", max_steps=0)
+settings("sft", "", per_device_train_batch_size=0)
+settings("sft", "", gradient_accumulation_steps=0)
+settings("sft", "", save_steps=0)
+settings("sft", "", seed=-1)
+settings("sft", "", max_length=0)
+settings("sft", "", warmup_steps=-1)
+settings("sft", "", eval_strategy="steps", eval_steps=2)
+settings("sft", "", save_strategy="best")
+settings("sft", "", report_to="wandbb")
+settings("sft", "", optim="adamw_torhc")
+settings("grpo", "", num_generations=1)
+settings("grpo", "", num_generations=3)
+settings("grpo", "", temperature=0)
+settings("grpo", "", eval_strategy="steps", eval_steps=2)
+settings("grpo", "", max_completion_length=5000)
+settings("ppo", "", gamma=2)
+settings("ppo", "", rewards=[{"name": "corect_answer"}])
+settings("pretrain", "", model_config={"hiden_size": 32})
+settings("pretrain", "", model_config={"hidden_size": 33, "num_attention_heads": 2})
+settings("pretrain", "", model_type="qwenn3")
+settings("tokenizer", "", vocab_size=10)
+
+
+# ---- Rows
+
+rows("sft", "", ROW * 3 + '{"messages": [\n', "line that is cut off")
+rows("sft", "", (ROW * 2).replace("\n", "\r\n").encode() + b'{"messages": [\r\n', "line that is cut off, after CRLF")
+rows("sft", "", b"\xef\xbb\xbf" + ROW.encode() + b"[1]\n", "line that is no object, after a BOM")
+rows("sft", "", ROW + "\0\0\0\n", "NUL bytes")
+rows("sft", "", ROW.encode() + ROW.replace("Dorn", "Dörn").encode("latin1").replace(b"\\u00f6", b"\xf6"), "Latin-1")
+rows("sft", "", ROW.encode("utf-16"), "UTF-16")
+rows("sft", "", ROW.replace("assistant", "asistant"), "misspelt role")
+rows("sft", "", json.dumps({"mesages": TURNS}) + "\n", "misspelt column")
+rows("pretrain", "", '{"content": "Some words."}\n', "column of another name")
+rows("pretrain", "", '{"text": ""}\n' * 4 + '{"text": null}\n', "nothing but empty text")
+rows("pretrain", "", '{"text": "hi"}\n', "less than a row of text")
+LONG = json.dumps({"messages": [{"role": "user", "content": "Who is it? " * 300}, TURNS[1]]}) + "\n"
+rows("sft", "", LONG * 12 + ROW * 8, "most of it too long")
+rows("sft", "", LONG * 20, "all of it too long")
+SAME = json.dumps({"prompt": "Who?", "chosen": "Dorn.", "rejected": "Dorn."}) + "\n"
+rows("reward", "", SAME * 4, "chosen is rejected")
+rows("sft", "", b"PAR1nonsensePAR1", "damaged parquet", suffix="parquet")
+rows("sft", "", "a,b\n1,2\n", "another kind of file", suffix="csv")
+rows("sft", "", "", "empty file")
+
+
+@mistake("sft", "")
+def train_and_test_files_in_one_directory(maker):
+    (maker.path / "rows").mkdir()
+    for name in ("rows/train.jsonl", "rows/test.jsonl"):
+        maker.file(name, ROW)
+    return {"dataset": str(maker.path / "rows")}
+
+
+@mistake("sft", "")
+def data_of_the_hub_without_a_network(maker):
+    return {"dataset": "someone/rows"}
+
+
+# ---- Models
+
+
+@mistake("sft", "")
+def model_of_the_hub_without_a_network(maker):
+    return {"model_name_or_path": "someone/model"}
+
+
+@mistake("pretrain", "")
+def tokenizer_of_the_hub_without_a_network(maker):
+    return {"tokenizer_path": "someone/model"}
+
+
+@mistake("sft", "")
+def rung_before_this_one_has_not_run(maker):
+    return {"model_name_or_path": "out/nano/pretrain"}
+
+
+@mistake("sft", "")
+def no_tokenizer_beside_the_model(maker):
+    model = maker.model()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).unlink()
+    return {"model_name_or_path": str(model)}
+
+
+@mistake("sft", "")
+def tokenizer_with_more_tokens_than_the_model(maker):
+    model = maker.model()
+    with open(maker.rungs.world / "documents.jsonl", encoding="utf-8") as file:
+        train_tokenizer((json.loads(line)["text"] for line in file), 600).save_pretrained(model)
+    return {"model_name_or_path": str(model)}
+
+
+@mistake("sft", "")
+def no_template_beside_the_model(maker):
+    model = maker.model()
+    (model / "chat_template.jinja").unlink()
+    return {"model_name_or_path": str(model)}
+
+
+@mistake("sft", "")
+def template_that_is_none(maker):
+    model = maker.model()
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content']")
+    return {"model_name_or_path": str(model)}
+
+
+@mistake("sft", "")
+def padding_that_is_the_end_of_a_turn(maker):
+    model = maker.model()
+    known = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(known | {"pad_token": known["eos_token"]}))
+    return {"model_name_or_path": str(model)}
+
+
+@mistake("sft", "")
+def weights_that_are_cut_off(maker):
+    model = maker.model()
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    return {"model_name_or_path": str(model)}
+
+
+@mistake("sft", "")
+def weights_that_are_not_all_there(maker):
+    return {"model_name_or_path": str(maker.model(num_hidden_layers=3, layer_types=None))}
+
+
+@mistake("sft", "")
+def weights_of_another_size(maker):
+    return {"model_name_or_path": str(maker.model(intermediate_size=48))}
+
+
+@mistake("sft", "")
+def architecture_that_transformers_does_not_know(maker):
+    return {"model_name_or_path": str(maker.model(model_type="qwen9"))}
+
+
+@mistake("sft", "")
+def model_that_was_changed_since_its_rung(maker):
+    model = maker.model()
+    shutil.copy(maker.rungs["sft"].directory / "run.json", model)
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    return {"model_name_or_path": str(model)}
+
+
+# ---- Where it runs
+
+
+@mistake("sft", "")
+def settings_other_than_before(maker):
+    interrupt(maker.rungs["sft"], maker.path / "out", 2)
+    return {"learning_rate": 0.5}
+
+
+@mistake("sft", "")
+def rows_other_than_before(maker):
+    directory = interrupt(maker.rungs["sft"], maker.path / "out", 2)
+    record = json.loads((directory / "run.json").read_text())
+    record["data"][0]["sha256"] = "0123456789abcdef" * 4
+    (directory / "run.json").write_text(json.dumps(record))
+    return {}
+
+
+@mistake("sft", "")
+def checkpoints_that_are_all_damaged(maker):
+    directory = interrupt(maker.rungs["sft"], maker.path / "out", 2)
+    (directory / "checkpoint-2" / "optimizer.pt").write_bytes(b"")
+    return {}
+
+
+@mistake("sft", "")
+def directory_that_cannot_be_written_to(maker):
+    maker.file("out", "a file")
+    return {}
+
+
+@mistake("sft", "")
+def disk_that_is_full(maker):
+    full = type("Usage", (), {"total": 10**12, "used": 10**12, "free": 1000})
+    maker.patch.setattr("groundup.saving.shutil.disk_usage", lambda path: full)
+    return {}
+
+
+def plain(error, maker, tmp_path) -> str:
+    """What a user reads, without what is different on another machine or day."""
+    text = str(error)
+    for path, name in ((tmp_path, "FILES"), (maker.rungs.root, "RUNGS"), (maker.rungs.world, "WORLD"), (REPOSITORY, "REPO")):
+        text = text.replace(str(path), name)
+    return re.sub(r"\b[0-9a-f]{12}\b", "HASH", text)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mistake_is_told_word_for_word(name, rungs, tmp_path, monkeypatch):
+    recipe, make, golden = CASES[name]
+    maker = Maker(tmp_path, rungs)
+    maker.patch = monkeypatch
+    for rung in ("sft", "reward"):
+        rungs[rung]
+    given = make(maker)
+    with pytest.raises((InputError, RunError)) as told:
+        if isinstance(given, str):
+            parse(list(load_recipe(recipe).main.__annotations__.values()), ["--config", given])
+        else:
+            kept = {key: value for key, value in {**rungs.settings(recipe), **given}.items() if value is not None}
+            run_recipe(recipe, tmp_path / "out", **kept)
+    if os.environ.get("GOLDEN"):
+        with open(os.environ["GOLDEN"], "a") as file:
+            file.write(json.dumps([name, plain(told.value, maker, tmp_path)]) + "\n")
+        return
+    assert plain(told.value, maker, tmp_path) == golden
