@@ -92,7 +92,8 @@ def read_yaml(path: str, known: dict[str, Any]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             place = f"{path}:{mark.line + 1}" if mark else path
-            raise InputError(f"not valid YAML: {getattr(error, 'problem', error)}", place) from None
+            fix = "check the brackets, quotes and indents up to there"
+            raise InputError(f"not valid YAML: {getattr(error, 'problem', error)}", place, fix) from None
     if not isinstance(values, dict):
         raise InputError("a configuration is `key: value` lines", path, f"found {type(values).__name__}")
     for key, value in values.items():
@@ -155,8 +156,12 @@ def parse(types: Sequence[type], arguments: Sequence[str] | None = None) -> tupl
 
     parser = TrlParser(list(types))
 
-    def complain(message: str):
-        raise InputError(message, "the command line", "see --help")  # argparse prints five kilobytes of usage here
+    def complain(message: str):  # argparse prints five kilobytes of usage here
+        if choice := re.match(r"argument --(\w+).*: invalid choice: '(.*?)' .choose from (.*)\)", message):
+            near = get_close_matches(choice[2], re.findall(r"'(.*?)'", choice[3]), n=1)
+            fix = f"did you mean `{near[0]}`?" if near else f"write one of {choice[3][:300]}"
+            raise InputError(f"`{choice[1]}: {choice[2]}` is no choice", "the command line", fix)
+        raise InputError(message, "the command line", "see --help")
 
     parser.error = complain
     os.environ.update({name: str(value) for name, value in (values.pop("env", None) or {}).items()})
@@ -167,16 +172,25 @@ def parse(types: Sequence[type], arguments: Sequence[str] | None = None) -> tupl
     check_numbers(settings, where)
     try:
         return tuple(parser.parse_args_into_dataclasses(args=arguments))
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(error.what, error.where or where, error.fix) from None
     except ValueError as error:  # upstream's, of settings that do not go together
-        named = ", ".join(f"`{name}`" for name in known if re.search(rf"\b{name}\b", str(error)))
-        raise InputError(str(error), where, f"correct {named or 'it'}; --help says what each setting may be") from error
+        fix = f"correct {named_in(str(error), settings) or 'it'}; --help says what each setting may be"
+        raise InputError(str(error), where, fix) from error
     except RuntimeError as error:
         if "EADDRINUSE" not in str(error):
             raise
         fix = "give the launcher another; `--main_process_port 0` takes one that is free"
         raise InputError(f"port {os.environ.get('MASTER_PORT')} is in use by another process", "MASTER_PORT", fix) from None
+
+
+def named_in(message: str, settings: dict[str, Any]) -> str:
+    """The settings that a message of upstream's speaks of: by name, else by value, else by the end of the name and the value."""
+    words = re.findall(r"[\w.-]+", message)
+    found = [name for name in settings if name in words]
+    found = found or [name for name, value in settings.items() if isinstance(value, str) and value == words[0]]
+    found = found or [name for name, value in settings.items() if name.split("_")[-1] in words and str(value) in words]
+    return ", ".join(f"`{name}`" for name in found)
 
 
 def quieten() -> None:

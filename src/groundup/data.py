@@ -185,8 +185,8 @@ def _read(args: DataArguments, noun, schemas, convert, schema: pa.Schema, tables
     read = dropped.pop("rows", 0)
     lost = funnel(read, "rows read", dropped)
     if not kept:
-        too_long = any("`" in reason for reason in dropped)  # the setting that they do not fit is named
-        fix = "give that setting another value, or shorter rows" if too_long else _missing({}, schemas, args, noun).fix
+        unfit = [reason for reason in dropped if not reason.startswith(("empty", "did not parse"))]
+        fix = "mend the rows, or the setting that is named" if unfit else _missing({}, schemas, args, noun).fix
         raise InputError(f"no {noun} is left: {lost}", args.dataset, fix)
     if read - kept - dropped["did not parse"] > args.max_dropped_share * read:  # what does not parse has a limit of its own
         fix = f"mend the rows, or write a larger `max_dropped_share` (it is {args.max_dropped_share:g})"

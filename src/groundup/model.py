@@ -254,6 +254,8 @@ def loading_arguments(args: ModelConfig) -> dict[str, Any]:
         InputError: an adapter, which is no model to start from.
     """
     _check_plain(args.model_name_or_path)
+    if (args.load_in_4bit or args.load_in_8bit) and not args.use_peft:
+        raise InputError("quantised weights cannot be trained", "load_in_4bit, load_in_8bit", "write `use_peft: true` beside it")
     return {
         "pretrained_model_name_or_path": args.model_name_or_path,
         "dtype": torch.float32 if args.dtype in (None, "auto") else args.dtype,

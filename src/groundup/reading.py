@@ -22,13 +22,15 @@ def reading(path: str, where: str = "", kind: str = "model") -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         words = str(error)
         if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" not in words:
             raise
         what, fix = f"the {kind} `{path}` cannot be read", "put the files back as they were written"
         if "custom code" in words:
             what, fix = f"the {kind} `{path}` brings Python code of its own, which is not run", f"take a {kind} that needs none"
+        elif "attn_implementation" in words or "FlashAttention" in words:
+            what, fix = re.split(r"[.] |\n", words)[0][:200], "write `attn_implementation: sdpa`, or install what is missing"
         elif "ignore_mismatched_sizes" in words:
             what += ": its weights have other sizes than its config.json says"
         elif isinstance(error, pickle.UnpicklingError):
@@ -42,6 +44,8 @@ def reading(path: str, where: str = "", kind: str = "model") -> Iterator[None]:
         else:
             first = re.split(r"[.] |\n", words.strip())[0]  # sentence
             what += f": {first[:200]}"
+            if "does not recognize this architecture" in words:
+                fix = "check `model_type` in config.json; a newer transformers may know it"
         raise InputError(what, where or path, fix) from error
 
 

@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
+    get_scheduler,
     set_seed,
 )
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
@@ -141,7 +142,7 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
     settings = next((other for other in others if isinstance(other, RunArguments)), RunArguments())
     config, lock = resolved(training_args, *others), None
     check_allowed(settings.allow_change, config)
-    check_watching(rung, training_args, next((other for other in others if isinstance(other, DataArguments)), None))
+    check_schedules(rung, training_args, next((other for other in others if isinstance(other, DataArguments)), None))
 
     def look() -> dict[str, Any]:
         """What stands in the directory, and what this run will be."""
@@ -214,12 +215,19 @@ def agreed(look: Callable[[], dict[str, Any]], main: bool) -> dict[str, Any]:
     return found[0]
 
 
-def check_watching(rung: str, args: TrainingArguments, data: DataArguments | None) -> None:
+def check_schedules(rung: str, args: TrainingArguments, data: DataArguments | None) -> None:
     """Refuse what the Trainer would, once model and rows are loaded, in its own words.
 
     Raises:
-        InputError: an evaluation without held-out rows, a best checkpoint by no metric, or a tracker that is not there.
+        InputError: a learning rate's schedule with parameters that it has not, an evaluation without held-out rows, a best
+            checkpoint by no metric, or a tracker that is not there.
     """
+    try:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10**9, dict(args.lr_scheduler_kwargs or {}))
+    except (TypeError, ValueError, KeyError) as error:
+        fix = "correct it; `num_warmup_steps` and `num_training_steps` are `warmup_steps` and the run's own"
+        raise InputError(f"`lr_scheduler_type: {args.lr_scheduler_type.value}`: {error}", "lr_scheduler_kwargs", fix) from None
     if args.eval_strategy != "no" and rung in ("ppo", "grpo"):
         fix = "leave `eval_strategy` out; recipes/evaluate_model.py measures what came out"
         raise InputError(f"nothing is evaluated while {rung} trains", f"eval_strategy: {args.eval_strategy.value}", fix)

@@ -3,12 +3,17 @@
 Directories are written in capitals: REPO, the RUNGS that were trained, and FILES, which the mistakes are made in.
 """
 
+import errno
 import json
 import os
 import re
 import shutil
+import socket
+import textwrap
+from pathlib import Path
 
 import pytest
+from groundup.checkpoint import Lock
 from groundup.command_line import parse
 from groundup.errors import InputError, RunError
 from groundup.tokenizer import train_tokenizer
@@ -16,26 +21,30 @@ from recipes.miniature import REPOSITORY, interrupt, load_recipe, run_recipe
 
 TURNS = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Dorn."}]
 ROW = json.dumps({"messages": TURNS}) + "\n"
+MESSAGES = Path(__file__).with_name("messages.md").read_text(encoding="utf-8")
+GOLDEN = dict(re.findall(r"^## (.*)\n\n((?:    .+\n)+)", MESSAGES, re.MULTILINE))
 CASES = {}
 
 
-def mistake(recipe, golden, name=None):
-    """A function of a Maker that gives the settings of a recipe to be refused with these lines."""
+def mistake(recipe, name=None):
+    """A function of a Maker that gives the settings, or the YAML, of a recipe to be refused."""
 
     def register(make):
-        CASES[name or make.__name__] = (recipe, make, golden)
+        CASES[name or make.__name__.replace("_", " ")] = (recipe, make)
         return make
 
     return register
 
 
-def settings(recipe, golden, **given):
-    mistake(recipe, golden, ", ".join(f"{key}: {value}" for key, value in given.items()))(lambda maker: given)
+def settings(recipe, **given):
+    mistake(recipe, f"{recipe}.py, " + ", ".join(f"{key}: {json.dumps(value)}" for key, value in given.items()))(
+        lambda maker: given
+    )
 
 
-def rows(recipe, golden, content, name, suffix="jsonl", **given):
+def rows(recipe, content, name, suffix="jsonl", **given):
     """A file of rows, and all of it is read."""
-    mistake(recipe, golden, name)(lambda maker: {"dataset": maker.file(f"rows.{suffix}", content), "max_rows": None} | given)
+    mistake(recipe, name)(lambda maker: {"dataset": maker.file(f"rows.{suffix}", content), "max_rows": None} | given)
 
 
 class Maker:
@@ -62,68 +71,71 @@ class Maker:
 # ---- Configuration
 
 
-def yaml(recipe, golden, text, name):
-    mistake(recipe, golden, name)(lambda maker: maker.file(f"{recipe}.yaml", text))
+def yaml(recipe, text, name):
+    mistake(recipe, name)(lambda maker: maker.file(f"{recipe}.yaml", text))
 
 
-yaml("sft", "", "dataset: a\nlearning_rte: 1.0e-3\noutput_dir: o\n", "misspelt key")
-yaml("sft", "", "dataset: a\nseed: 1\noutput_dir: o\nseed: 2\n", "key given twice")
-yaml("sft", "", "dataset: a\nmax_steps: 1.5\noutput_dir: o\n", "half a step")
-yaml("sft", "", "dataset: a\nbf16: yess\noutput_dir: o\n", "no truth value")
-yaml("sft", "", "dataset: [a\noutput_dir: o\n", "no YAML")
-yaml("sft", "", "- dataset\n", "list for a mapping")
-yaml("sft", "", "dataset: a\nlr_scheduler_type: cosin\noutput_dir: o\n", "no such schedule")
-yaml("sft", "", "output_dir: o\n", "no data")
-settings("sft", "", learning_rate=-1)
-settings("sft", "", max_steps=1.5)
-settings("sft", "", max_steps=0)
-settings("sft", "", per_device_train_batch_size=0)
-settings("sft", "", gradient_accumulation_steps=0)
-settings("sft", "", save_steps=0)
-settings("sft", "", seed=-1)
-settings("sft", "", max_length=0)
-settings("sft", "", warmup_steps=-1)
-settings("sft", "", eval_strategy="steps", eval_steps=2)
-settings("sft", "", save_strategy="best")
-settings("sft", "", report_to="wandbb")
-settings("sft", "", optim="adamw_torhc")
-settings("grpo", "", num_generations=1)
-settings("grpo", "", num_generations=3)
-settings("grpo", "", temperature=0)
-settings("grpo", "", eval_strategy="steps", eval_steps=2)
-settings("grpo", "", max_completion_length=5000)
-settings("ppo", "", gamma=2)
-settings("ppo", "", rewards=[{"name": "corect_answer"}])
-settings("pretrain", "", model_config={"hiden_size": 32})
-settings("pretrain", "", model_config={"hidden_size": 33, "num_attention_heads": 2})
-settings("pretrain", "", model_type="qwenn3")
-settings("tokenizer", "", vocab_size=10)
+yaml("sft", "dataset: a\nlearning_rte: 1.0e-3\noutput_dir: o\n", "misspelt key")
+yaml("sft", "dataset: a\nseed: 1\noutput_dir: o\nseed: 2\n", "key given twice")
+yaml("sft", "dataset: a\nmax_steps: 1.5\noutput_dir: o\n", "half a step")
+yaml("sft", "dataset: a\nbf16: yess\noutput_dir: o\n", "no truth value")
+yaml("sft", "dataset: [a\noutput_dir: o\n", "no YAML")
+yaml("sft", "- dataset\n", "list for a mapping")
+yaml("sft", "dataset: a\nlr_scheduler_type: cosin\noutput_dir: o\n", "no such schedule")
+yaml("sft", "output_dir: o\n", "no data")
+settings("sft", learning_rate=-1)
+settings("sft", max_steps=1.5)
+settings("sft", max_steps=0)
+settings("sft", per_device_train_batch_size=0)
+settings("sft", gradient_accumulation_steps=0)
+settings("sft", save_steps=0)
+settings("sft", seed=-1)
+settings("sft", max_length=0)
+settings("sft", warmup_steps=-1)
+settings("sft", eval_strategy="steps", eval_steps=2)
+settings("sft", save_strategy="best")
+settings("sft", report_to="wandbb")
+settings("sft", optim="adamw_torhc")
+settings("grpo", num_generations=1)
+settings("grpo", num_generations=3)
+settings("grpo", temperature=0)
+settings("grpo", eval_strategy="steps", eval_steps=2)
+settings("grpo", max_completion_length=5000)
+settings("ppo", gamma=2)
+settings("pretrain", lr_scheduler_kwargs={"num_decay_stepz": 2})
+settings("sft", load_in_4bit=True)
+settings("sft", attn_implementation="flash_attention_9")
+settings("ppo", rewards=[{"name": "corect_answer"}])
+settings("pretrain", model_config={"hiden_size": 32})
+settings("pretrain", model_config={"hidden_size": 33, "num_attention_heads": 2})
+settings("pretrain", model_type="qwenn3")
+settings("tokenizer", vocab_size=10)
 
 
 # ---- Rows
 
-rows("sft", "", ROW * 3 + '{"messages": [\n', "line that is cut off")
-rows("sft", "", (ROW * 2).replace("\n", "\r\n").encode() + b'{"messages": [\r\n', "line that is cut off, after CRLF")
-rows("sft", "", b"\xef\xbb\xbf" + ROW.encode() + b"[1]\n", "line that is no object, after a BOM")
-rows("sft", "", ROW + "\0\0\0\n", "NUL bytes")
-rows("sft", "", ROW.encode() + ROW.replace("Dorn", "Dörn").encode("latin1").replace(b"\\u00f6", b"\xf6"), "Latin-1")
-rows("sft", "", ROW.encode("utf-16"), "UTF-16")
-rows("sft", "", ROW.replace("assistant", "asistant"), "misspelt role")
-rows("sft", "", json.dumps({"mesages": TURNS}) + "\n", "misspelt column")
-rows("pretrain", "", '{"content": "Some words."}\n', "column of another name")
-rows("pretrain", "", '{"text": ""}\n' * 4 + '{"text": null}\n', "nothing but empty text")
-rows("pretrain", "", '{"text": "hi"}\n', "less than a row of text")
+rows("sft", ROW * 3 + '{"messages": [\n', "line that is cut off")
+rows("sft", (ROW * 2).replace("\n", "\r\n").encode() + b'{"messages": [\r\n', "line that is cut off, after CRLF")
+rows("sft", b"\xef\xbb\xbf" + ROW.encode() + b"[1]\n", "line that is no object, after a BOM")
+rows("sft", ROW + "\0\0\0\n", "NUL bytes")
+rows("sft", ROW.encode() + ROW.replace("Dorn", "Dörn").encode("latin1").replace(b"\\u00f6", b"\xf6"), "Latin-1")
+rows("sft", ROW.encode("utf-16"), "UTF-16")
+rows("sft", ROW.replace("assistant", "asistant"), "misspelt role")
+rows("sft", json.dumps({"mesages": TURNS}) + "\n", "misspelt column")
+rows("pretrain", '{"content": "Some words."}\n', "column of another name")
+rows("pretrain", '{"text": ""}\n' * 4 + '{"text": null}\n', "nothing but empty text")
+rows("pretrain", '{"text": "hi"}\n', "less than a row of text")
 LONG = json.dumps({"messages": [{"role": "user", "content": "Who is it? " * 300}, TURNS[1]]}) + "\n"
-rows("sft", "", LONG * 12 + ROW * 8, "most of it too long")
-rows("sft", "", LONG * 20, "all of it too long")
+rows("sft", LONG * 12 + ROW * 8, "most of it too long")
+rows("sft", LONG * 20, "all of it too long")
 SAME = json.dumps({"prompt": "Who?", "chosen": "Dorn.", "rejected": "Dorn."}) + "\n"
-rows("reward", "", SAME * 4, "chosen is rejected")
-rows("sft", "", b"PAR1nonsensePAR1", "damaged parquet", suffix="parquet")
-rows("sft", "", "a,b\n1,2\n", "another kind of file", suffix="csv")
-rows("sft", "", "", "empty file")
+rows("reward", SAME * 4, "chosen is rejected")
+rows("sft", b"PAR1nonsensePAR1", "damaged parquet", suffix="parquet")
+rows("sft", "a,b\n1,2\n", "another kind of file", suffix="csv")
+rows("sft", "", "empty file")
 
 
-@mistake("sft", "")
+@mistake("sft")
 def train_and_test_files_in_one_directory(maker):
     (maker.path / "rows").mkdir()
     for name in ("rows/train.jsonl", "rows/test.jsonl"):
@@ -131,7 +143,7 @@ def train_and_test_files_in_one_directory(maker):
     return {"dataset": str(maker.path / "rows")}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def data_of_the_hub_without_a_network(maker):
     return {"dataset": "someone/rows"}
 
@@ -139,22 +151,22 @@ def data_of_the_hub_without_a_network(maker):
 # ---- Models
 
 
-@mistake("sft", "")
+@mistake("sft")
 def model_of_the_hub_without_a_network(maker):
     return {"model_name_or_path": "someone/model"}
 
 
-@mistake("pretrain", "")
+@mistake("pretrain")
 def tokenizer_of_the_hub_without_a_network(maker):
     return {"tokenizer_path": "someone/model"}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def rung_before_this_one_has_not_run(maker):
     return {"model_name_or_path": "out/nano/pretrain"}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def no_tokenizer_beside_the_model(maker):
     model = maker.model()
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -162,7 +174,7 @@ def no_tokenizer_beside_the_model(maker):
     return {"model_name_or_path": str(model)}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def tokenizer_with_more_tokens_than_the_model(maker):
     model = maker.model()
     with open(maker.rungs.world / "documents.jsonl", encoding="utf-8") as file:
@@ -170,21 +182,21 @@ def tokenizer_with_more_tokens_than_the_model(maker):
     return {"model_name_or_path": str(model)}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def no_template_beside_the_model(maker):
     model = maker.model()
     (model / "chat_template.jinja").unlink()
     return {"model_name_or_path": str(model)}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def template_that_is_none(maker):
     model = maker.model()
     (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content']")
     return {"model_name_or_path": str(model)}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def padding_that_is_the_end_of_a_turn(maker):
     model = maker.model()
     known = json.loads((model / "tokenizer_config.json").read_text())
@@ -192,7 +204,7 @@ def padding_that_is_the_end_of_a_turn(maker):
     return {"model_name_or_path": str(model)}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def weights_that_are_cut_off(maker):
     model = maker.model()
     whole = (model / "model.safetensors").read_bytes()
@@ -200,22 +212,32 @@ def weights_that_are_cut_off(maker):
     return {"model_name_or_path": str(model)}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def weights_that_are_not_all_there(maker):
     return {"model_name_or_path": str(maker.model(num_hidden_layers=3, layer_types=None))}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def weights_of_another_size(maker):
     return {"model_name_or_path": str(maker.model(intermediate_size=48))}
 
 
-@mistake("sft", "")
+@mistake("ppo")
+def reward_model_that_is_none(maker):
+    return {"rewards": [{"model": str(maker.rungs["sft"].directory)}]}
+
+
+@mistake("dpo")
+def reward_model_to_start_from(maker):
+    return {"model_name_or_path": str(maker.rungs["reward"].directory)}
+
+
+@mistake("sft")
 def architecture_that_transformers_does_not_know(maker):
     return {"model_name_or_path": str(maker.model(model_type="qwen9"))}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def model_that_was_changed_since_its_rung(maker):
     model = maker.model()
     shutil.copy(maker.rungs["sft"].directory / "run.json", model)
@@ -226,13 +248,13 @@ def model_that_was_changed_since_its_rung(maker):
 # ---- Where it runs
 
 
-@mistake("sft", "")
+@mistake("sft")
 def settings_other_than_before(maker):
     interrupt(maker.rungs["sft"], maker.path / "out", 2)
     return {"learning_rate": 0.5}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def rows_other_than_before(maker):
     directory = interrupt(maker.rungs["sft"], maker.path / "out", 2)
     record = json.loads((directory / "run.json").read_text())
@@ -241,24 +263,43 @@ def rows_other_than_before(maker):
     return {}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def checkpoints_that_are_all_damaged(maker):
     directory = interrupt(maker.rungs["sft"], maker.path / "out", 2)
     (directory / "checkpoint-2" / "optimizer.pt").write_bytes(b"")
     return {}
 
 
-@mistake("sft", "")
+@mistake("sft")
 def directory_that_cannot_be_written_to(maker):
     maker.file("out", "a file")
     return {}
 
 
-@mistake("sft", "")
-def disk_that_is_full(maker):
-    full = type("Usage", (), {"total": 10**12, "used": 10**12, "free": 1000})
-    maker.patch.setattr("groundup.saving.shutil.disk_usage", lambda path: full)
+@mistake("sft")
+def directory_on_a_disk_that_is_read_only(maker):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    maker.patch.setattr("groundup.checkpoint.open", refuse, raising=False)
     return {}
+
+
+def fill_the_disk(maker):
+    full = type("Usage", (), {"total": 10**12, "used": 10**12, "free": 1000})
+    maker.patch.setattr("shutil.disk_usage", lambda path: full)
+
+
+@mistake("sft")
+def disk_that_is_full(maker):
+    fill_the_disk(maker)
+    return {}
+
+
+@mistake("sft")
+def disk_that_is_full_when_a_checkpoint_is_due(maker):
+    fill_the_disk(maker)
+    return {"check_memory": False}
 
 
 def plain(error, maker, tmp_path) -> str:
@@ -269,9 +310,13 @@ def plain(error, maker, tmp_path) -> str:
     return re.sub(r"\b[0-9a-f]{12}\b", "HASH", text)
 
 
+def test_every_mistake_has_its_message():
+    assert list(GOLDEN) == list(CASES) and len(CASES) >= 60
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_mistake_is_told_word_for_word(name, rungs, tmp_path, monkeypatch):
-    recipe, make, golden = CASES[name]
+    recipe, make = CASES[name]
     maker = Maker(tmp_path, rungs)
     maker.patch = monkeypatch
     for rung in ("sft", "reward"):
@@ -283,8 +328,57 @@ def test_mistake_is_told_word_for_word(name, rungs, tmp_path, monkeypatch):
         else:
             kept = {key: value for key, value in {**rungs.settings(recipe), **given}.items() if value is not None}
             run_recipe(recipe, tmp_path / "out", **kept)
+    error = told.value
     if os.environ.get("GOLDEN"):
         with open(os.environ["GOLDEN"], "a") as file:
             file.write(json.dumps([name, plain(told.value, maker, tmp_path)]) + "\n")
         return
-    assert plain(told.value, maker, tmp_path) == golden
+    assert plain(error, maker, tmp_path) == textwrap.dedent(GOLDEN[name]).strip()
+    assert error.what and error.fix and (error.where or error.what.startswith(("`", str(tmp_path)))), (
+        "a place, or the setting itself"
+    )
+
+
+# ---- As a user reads them: on standard error, without a traceback
+
+
+def lines_of(recipe) -> str:
+    return recipe.stderr[recipe.stderr.index("error: ") :]
+
+
+def test_two_runs_in_one_directory(rungs, start_recipe, tmp_path):
+    lock = Lock(tmp_path / "out")
+    holder = json.loads((tmp_path / "out" / ".lock").read_text())
+    recipe = start_recipe("sft", tmp_path / "out", rungs.settings("sft"))
+    assert recipe.wait() == 2 and "Traceback" not in recipe.stderr
+    assert (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
+    assert lines_of(recipe) == (
+        f"error: the directory is in use by process {os.getpid()} on {socket.gethostname()}, since {holder['since']}\n"
+        f"  where: {tmp_path}/out\n"
+        "  fix:   wait for it or stop it, or give another `output_dir`\n"
+    )
+    lock.release()
+
+
+def test_port_in_use(rungs, start_recipe, tmp_path):
+    with socket.create_server(("", 0)) as server:
+        port = str(server.getsockname()[1])
+        ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        recipe = start_recipe("sft", tmp_path / "out", rungs.settings("sft"), ACCELERATE_USE_CPU="true", **ranks)
+        assert recipe.wait() == 2, recipe.stderr
+    assert "Traceback" not in recipe.stderr
+    assert lines_of(recipe) == (
+        f"error: port {port} is in use by another process\n"
+        "  where: MASTER_PORT\n"
+        "  fix:   give the launcher another; `--main_process_port 0` takes one that is free\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["sft.py, learning_rate: -1", "NUL bytes", "model of the hub without a network"])
+def test_no_traceback_and_status_2(name, rungs, start_recipe, tmp_path):
+    recipe_name, make = CASES[name]
+    maker = Maker(tmp_path, rungs)
+    kept = {key: value for key, value in {**rungs.settings(recipe_name), **make(maker)}.items() if value is not None}
+    recipe = start_recipe(recipe_name, tmp_path / "out", kept)
+    assert recipe.wait() == 2 and "Traceback" not in recipe.stderr
+    assert plain(lines_of(recipe), maker, tmp_path) == f"error: {textwrap.dedent(GOLDEN[name])}"
