@@ -39,6 +39,8 @@ class Saving(TrainerCallback):
         self.trainer, self.run = trainer, run
         self.keep, trainer.args.save_total_limit = trainer.args.save_total_limit, None
         self.save, trainer._save_checkpoint = trainer._save_checkpoint, self.save_and_seal
+        if trainer.accelerator.scaler is None:  # there is none to load, and a scaler.pt that lies there is no reason to crash
+            trainer._load_scaler = lambda checkpoint: None
         for name, files in READ.items():
             if hasattr(trainer, name):
                 setattr(trainer, name, numbers_only(getattr(trainer, name), files, run.checkpoint))

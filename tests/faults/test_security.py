@@ -1,11 +1,8 @@
 """Loading never runs what is in a checkpoint, a model or rows of somebody's: the canary that any of it would leave is not there."""
 
 import json
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 import zipfile
 
 import pytest
@@ -14,7 +11,7 @@ from groundup.checkpoint import damage, seal
 from groundup.configs import DataArguments
 from groundup.data import load_conversations
 from groundup.errors import InputError
-from recipes.miniature import REPOSITORY, interrupt, run_recipe
+from recipes.miniature import interrupt, run_recipe
 from safetensors.torch import load_file
 
 PICKLES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "scaler.pt"]
@@ -31,7 +28,9 @@ class Canary:
 
 
 @pytest.fixture
-def canary(tmp_path):
+def canary(tmp_path, monkeypatch):
+    """The file; and whoever is asked whether to run something says yes."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
     path = tmp_path / "canary"
     pickle.loads(pickle.dumps(Canary(path)))
     assert path.is_file()  # it would sing
@@ -80,7 +79,7 @@ def test_pickle_in_a_sealed_checkpoint_is_not_run(name, write, canary, rungs, tm
         return
     with pytest.raises(InputError) as refused:
         run_recipe("sft", directory, **settings)
-    assert name in refused.value.what and refused.value.what.endswith("asks to run `builtins.exec`, which is not run")
+    assert name in refused.value.what and refused.value.what.endswith("asks to run `exec`, which is not run")
     assert refused.value.where == str(checkpoint) and refused.value.fix
     assert not (directory / "model.safetensors").exists()
 
@@ -106,7 +105,7 @@ def test_pickled_weights_in_place_of_the_safe_ones_are_refused(write, canary, ru
     model = copy_of_model(rungs, tmp_path)
     (model / "model.safetensors").unlink()
     write({"weight": Canary(canary)}, model / "pytorch_model.bin")
-    with pytest.raises(InputError, match="asks to run `builtins.exec`, which is not run") as refused:
+    with pytest.raises(InputError, match="asks to run `exec`, which is not run") as refused:
         run_recipe("sft", tmp_path / "out", **rungs.settings("sft") | {"model_name_or_path": str(model)})
     assert refused.value.where == "model_name_or_path"
 
@@ -159,20 +158,14 @@ def test_code_beside_a_tokenizer_is_not_run(name, canary, rungs, tmp_path):
         assert "brings Python code of its own, which is not run" in refused.what and refused.where == key
 
 
-@pytest.mark.parametrize("answer", ["y\n" * 9, ""], ids=["yes", "nothing"])
-def test_nobody_is_asked_whether_to_run_it(answer, canary, rungs, tmp_path):
-    """transformers asks on standard input, and there is somebody who says yes; or nobody."""
+def test_refusal_is_three_lines_and_status_2(canary, rungs, start_recipe, tmp_path):
+    """transformers would ask on standard input, wait for an answer, and end with its own traceback."""
     model = copy_of_model(rungs, tmp_path)
     bring_code(model, canary)
-    words = ["--config", str(REPOSITORY / "recipes/nano/sft.yaml"), "--model_name_or_path", str(model), "--output_dir", "out"]
-    command = [sys.executable, str(REPOSITORY / "recipes" / "sft.py"), *words]
-    reading, writing = os.pipe()  # left open: whoever reads on waits
-    os.write(writing, answer.encode())
-    with os.fdopen(reading) as stdin, os.fdopen(writing, "w"):
-        done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.startswith(f"error: the model `{model}` brings Python code of its own, which is not run\n")
-    assert "[y/N]" not in done.stdout + done.stderr and not (tmp_path / "out").exists()
+    recipe = start_recipe("sft", tmp_path / "out", rungs.settings("sft") | {"model_name_or_path": str(model)})
+    assert recipe.wait() == 2 and "Traceback" not in recipe.stderr and "[y/N]" not in recipe.stdout + recipe.stderr
+    assert recipe.stderr.startswith(f"error: the model `{model}` brings Python code of its own, which is not run\n")
+    assert recipe.stderr.count("\n") == 3 and not (tmp_path / "out").exists()
 
 
 def test_script_in_a_directory_of_rows_is_not_run(canary, tmp_path):
