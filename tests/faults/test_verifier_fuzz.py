@@ -161,10 +161,11 @@ def test_random_answers_are_graded_and_none_is_right(texts):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads sizes from /proc")
-@pytest.mark.parametrize("eater", [r"\boxed{2^{10^{10}}+x}", r"\boxed{(x+y+z+1)^{3000}}", r"\boxed{7^{7^{10}}+x}"])
+@pytest.mark.parametrize("eater", [r"\boxed{2^{10^{10}}+x}", r"\boxed{2^{2^{32}}+x}"])
 def test_memory_of_the_child_stays_within_its_limit(eater):
-    limit, peak, done = 768 * 2**20, [0], threading.Event()
-    with Verifier(deadline=1.0, memory=limit) as verifier:
+    """A limit that is little more than what the child begins with, so that it is reached at once."""
+    limit, peak, done = 96 * 2**20, [0], threading.Event()
+    with Verifier(deadline=10.0, memory=limit) as verifier:
         assert honest(verifier)
         status = Path(f"/proc/{verifier._process.pid}/status")
 
@@ -181,5 +182,5 @@ def test_memory_of_the_child_stays_within_its_limit(eater):
         assert verifier.grade(eater, "y+1") is False
         done.set()
         thread.join()
-        assert 0 < peak[0] <= limit
+        assert 0.8 * limit < peak[0] <= limit
         assert honest(verifier)
