@@ -16,9 +16,17 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(getconf _NPROCESSORS_ONLN)} # accele
 mkdir -p "${WORK:-$recipes/..}" && cd "${WORK:-$recipes/..}" # the paths in the YAML files start here
 
 rung() { # rung NAME [OPTION ...]: one accelerate launch
+    local record="out/$scale/$1/run.json" before status
     # The recipe would say so too, after importing torch.
-    if grep -qs '"status": "finished"' "out/$scale/$1/run.json"; then echo "$1: finished already, out/$scale/$1"; return; fi
-    accelerate launch --config_file "$config" "$recipes/$1.py" --config "$recipes/$scale/$1.yaml" "${@:2}"
+    if grep -qs '"status": "finished"' "$record"; then echo "$1: finished already, out/$scale/$1"; return; fi
+    before=$(cat "$record" 2>/dev/null || true)
+    accelerate launch --config_file "$config" "$recipes/$1.py" --config "$recipes/$scale/$1.yaml" "${@:2}" && return || status=$?
+    # The launcher makes 1 of every status; what this launch left on record is the recipe's own.
+    if grep -qs '"exit_status": 75' "$record" && [ "$(cat "$record")" != "$before" ]; then
+        echo "$1: was asked to stop; the same command goes on" >&2
+        status=75
+    fi
+    exit "$status"
 }
 
 # The world: forty people with five facts each, a hidden taste, word problems. Everything below is trained and measured on

@@ -6,7 +6,8 @@ python recipes/prepare.py --config recipes/small/prepare.yaml --shard 3/16    # 
 
 from groundup.command_line import run
 from groundup.configs import DataArguments, PrepareArguments
-from groundup.preparation import Preparation, load_tokenizer, summary
+from groundup.preparation import Preparation, summary
+from groundup.tokenizer import load_tokenizer
 
 
 def main(data_args: DataArguments, args: PrepareArguments):

@@ -11,14 +11,13 @@ from groundup.model import build_model, config_from_arguments, count_parameters
 from groundup.optim import muon
 from groundup.pretraining import PretrainTrainer, apply_dial, open_tokens
 from groundup.stage import finish, save_random_init, start
-from groundup.tokenizer import check_tokenizer_path
-from transformers import AutoTokenizer, TrainingArguments
+from groundup.tokenizer import load_tokenizer
+from transformers import TrainingArguments
 
 
 def main(data_args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments, run_args: RunArguments):
     # 1. Arguments
-    check_tokenizer_path(model_args.tokenizer_path)
-    tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_path)
+    tokenizer = load_tokenizer(model_args.tokenizer_path)
     apply_dial(training_args, model_args, len(tokenizer))
     stage = start("pretrain", training_args, model_args, run_args, data_args)
 

@@ -7,10 +7,10 @@ from groundup.callbacks import watch
 from groundup.command_line import run
 from groundup.configs import DataArguments, RunArguments
 from groundup.data import load_conversations
-from groundup.model import check_model_path, load_causal_model
+from groundup.model import check_model_path, context_length, load_causal_model
 from groundup.sft import SFTTrainer
 from groundup.stage import finish, start
-from groundup.tokenizer import check_tokenizer
+from groundup.tokenizer import check_tokenizer, unfit_conversation
 from transformers import AutoTokenizer
 from trl import ModelConfig, SFTConfig, get_peft_config
 
@@ -24,8 +24,9 @@ def main(data_args: DataArguments, training_args: SFTConfig, model_args: ModelCo
     # 2. Tokenizer and data
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     check_tokenizer(tokenizer, model_args.model_name_or_path)
-    train = load_conversations(data_args, seed=training_args.seed)
-    test = load_conversations(data_args, "eval", seed=training_args.seed)
+    unfit = unfit_conversation(tokenizer, training_args.max_length, context_length(model_args, tokenizer))
+    train = load_conversations(data_args, seed=training_args.seed, unfit=unfit)
+    test = load_conversations(data_args, "eval", seed=training_args.seed, unfit=unfit)
     stage.uses(train.provenance, test and test.provenance)
 
     # 3. Model

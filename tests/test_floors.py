@@ -8,9 +8,10 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "groundup"
 FLOORS = (
     "errors words chat answers objectives stats phrases scoreboard record configs packing order jobs stopping"
-    " neighbours",  # facts and formulas
+    " neighbours reading",  # facts and formulas
     "tokenizer model head generation toyland families sources data verifier guarding sandbox unit_tests languages rewards metrics"
-    " multiple_choice shards checkpoint hub running command_line cleaning minhash contamination hardware memory",  # things
+    " multiple_choice shards checkpoint hub running preflight command_line cleaning minhash contamination hardware"
+    " memory",  # things
     "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite corpus"
     " selection",  # loops
     "card curves report stage merging preparation workload step plan plan_table export conversation server",  # joints
@@ -19,9 +20,11 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
     ("configs", "errors"),
     ("stopping", "errors"),
+    ("reading", "errors"),
     ("running", "checkpoint"),
     ("running", "hub"),
     ("hub", "checkpoint"),
+    ("preflight", "shards"),
     ("command_line", "running"),
     ("finite", "pretraining"),
     ("finite", "saving"),

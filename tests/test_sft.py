@@ -20,7 +20,7 @@ CONVERSATIONS = [
 ]
 
 
-def build(kind, tiny_base, tokenizer, directory):
+def build(kind, tiny_base, tokenizer, directory, **more):
     """A trainer of `kind` on CONVERSATIONS, and one batch of them."""
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     args = trl.SFTConfig(
@@ -32,6 +32,7 @@ def build(kind, tiny_base, tokenizer, directory):
         per_device_train_batch_size=2,
         max_length=256,
         report_to="none",
+        **more,
     )
     trainer = kind(
         model=model,
@@ -40,7 +41,7 @@ def build(kind, tiny_base, tokenizer, directory):
         processing_class=tokenizer,
     )
     trainer.current_gradient_accumulation_steps = 1  # set by train()
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(min(2, len(trainer.train_dataset)))])
     return trainer, batch
 
 
@@ -93,3 +94,11 @@ def test_tokens_seen_are_counted(tiny_base, tokenizer, tmp_path):
     for _ in range(2):
         trainer.compute_loss(trainer.model, dict(batch))
     assert trainer._metrics["train"]["num_tokens"] == [2 * batch["attention_mask"].sum().item()]
+
+
+def test_packed_rows_are_trained_on_without_a_gpu(tiny_base, tokenizer, tmp_path):
+    """They have no padding, and no mask to count it by."""
+    trainer, batch = build(SFTTrainer, tiny_base, tokenizer, tmp_path, packing=True, packing_strategy="wrapped")
+    trainer.model.train()
+    assert torch.isfinite(trainer.compute_loss(trainer.model, batch))
+    assert trainer._metrics["train"]["num_tokens"] == [batch["input_ids"].numel()]

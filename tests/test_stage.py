@@ -9,10 +9,9 @@ from groundup.chat import END_OF_TEXT, TURN_END
 from groundup.configs import DataArguments, ModelArguments, RunArguments
 from groundup.errors import InputError
 from groundup.hardware import Device
+from groundup.preflight import asked_world_size, check_world_size
 from groundup.stage import (
-    asked_world_size,
     chat_generation_config,
-    check_world_size,
     describe_parent,
     finish,
     resolved,

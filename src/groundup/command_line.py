@@ -1,6 +1,7 @@
 """`--config FILE` and `--key value`, read strictly; and how a recipe ends: what is said, and with which status."""
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +12,8 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from groundup.errors import CRASHED, INTERRUPTED, SAVED, InputError, RunError
+from groundup.configs import check_numbers
+from groundup.errors import CRASHED, INTERRUPTED, SAVED, InputError, Preempted, RunError
 from groundup.running import Run
 from groundup.stopping import STOP
 
@@ -90,7 +92,8 @@ def read_yaml(path: str, known: dict[str, Any]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             place = f"{path}:{mark.line + 1}" if mark else path
-            raise InputError(f"not valid YAML: {getattr(error, 'problem', error)}", place) from None
+            fix = "check the brackets, quotes and indents up to there"
+            raise InputError(f"not valid YAML: {getattr(error, 'problem', error)}", place, fix) from None
     if not isinstance(values, dict):
         raise InputError("a configuration is `key: value` lines", path, f"found {type(values).__name__}")
     for key, value in values.items():
@@ -132,7 +135,9 @@ def parse(types: Sequence[type], arguments: Sequence[str] | None = None) -> tupl
             arguments[place] = f"--{name}"
         elif argument.startswith("--") and name not in ("config", "help"):
             near = get_close_matches(name, known, n=1)
-            raise InputError(f"unknown argument `{argument}`", fix=f"did you mean `--{near[0]}`?" if near else "see --help")
+            raise InputError(
+                f"unknown argument `{argument}`", "the command line", f"did you mean `--{near[0]}`?" if near else "see --help"
+            )
     if "use_cpu" in known and "use_cpu" not in values and "--use_cpu" not in arguments:
         import torch  # late: a recipe that does not train should start at once
 
@@ -151,18 +156,41 @@ def parse(types: Sequence[type], arguments: Sequence[str] | None = None) -> tupl
 
     parser = TrlParser(list(types))
 
-    def complain(message: str):
-        raise InputError(message, fix="see --help")  # argparse prints five kilobytes of usage here
+    def complain(message: str):  # argparse prints five kilobytes of usage here
+        if choice := re.match(r"argument --(\w+).*: invalid choice: '(.*?)' .choose from (.*)\)", message):
+            near = get_close_matches(choice[2], re.findall(r"'(.*?)'", choice[3]), n=1)
+            fix = f"did you mean `{near[0]}`?" if near else f"write one of {choice[3][:300]}"
+            raise InputError(f"`{choice[1]}: {choice[2]}` is no choice", "the command line", fix)
+        raise InputError(message, "the command line", "see --help")
 
     parser.error = complain
     os.environ.update({name: str(value) for name, value in (values.pop("env", None) or {}).items()})
     parser.set_defaults_with_config(**values)
+    where = config or "the command line"
+    settings = vars(parser.parse_known_args(arguments)[0])
+    check_numbers({name: value for name, value in settings.items() if f"--{name}" in arguments}, "the command line")
+    check_numbers(settings, where)
     try:
         return tuple(parser.parse_args_into_dataclasses(args=arguments))
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(str(error), config) from error
+    except InputError as error:
+        raise InputError(error.what, error.where or where, error.fix) from None
+    except ValueError as error:  # upstream's, of settings that do not go together
+        fix = f"correct {named_in(str(error), settings) or 'it'}; --help says what each setting may be"
+        raise InputError(str(error), where, fix) from error
+    except RuntimeError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        fix = "give the launcher another; `--main_process_port 0` takes one that is free"
+        raise InputError(f"port {os.environ.get('MASTER_PORT')} is in use by another process", "MASTER_PORT", fix) from None
+
+
+def named_in(message: str, settings: dict[str, Any]) -> str:
+    """The settings that a message of upstream's speaks of: by name, else by value, else by the end of the name and the value."""
+    words = re.findall(r"[\w.-]+", message)
+    found = [name for name in settings if name in words]
+    found = found or [name for name, value in settings.items() if isinstance(value, str) and value == words[0]]
+    found = found or [name for name, value in settings.items() if name.split("_")[-1] in words and str(value) in words]
+    return ", ".join(f"`{name}`" for name in found)
 
 
 def quieten() -> None:
@@ -188,14 +216,18 @@ def run(main: Callable) -> None:
         given = parse(list(get_type_hints(main).values()))
         main(*given)
     except SystemExit as asked:
-        if STOP.asked and asked.code == SAVED:
-            step = Run.under_way and Run.under_way.record.get("saved_step")
-            say_ending(f"{STOP.asked}: {f'saved step {step}' if step else 'nothing was saved yet'}; run the same command to go on")
-        end(int(asked.code or 0), STOP.asked or "")
+        if isinstance(asked, Preempted):
+            why = STOP.asked or "another process of this run was asked to stop"
+            say_ending(f"{why}: {how_far()}")
+            end(SAVED, why)
+        elif Run.under_way:  # a library's or a reward function's: with whatever status, the run is not finished
+            end(CRASHED, f"sys.exit({asked.code!r})")
+            raise RuntimeError(f"sys.exit({asked.code!r}) in the middle of the run") from asked
         raise
     except KeyboardInterrupt:
+        say_ending(f"interrupted from the keyboard: {how_far()}")
         end(INTERRUPTED, "interrupted from the keyboard")
-        raise
+        sys.exit(INTERRUPTED)
     except (InputError, RunError) as error:
         say_ending(f"error: {error}")
         end(error.status, str(error))
@@ -216,6 +248,11 @@ def run(main: Callable) -> None:
 def say_ending(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
+
+
+def how_far() -> str:
+    step = Run.under_way and Run.under_way.record.get("saved_step")
+    return f"{f'saved step {step}' if step else 'nothing was saved yet'}; run the same command to go on"
 
 
 def end(status: int, reason: str) -> int:

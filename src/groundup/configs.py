@@ -1,9 +1,49 @@
-"""What a YAML file may say: the fields that groundup adds to upstream's configuration classes."""
+"""What a YAML file may say: the fields that groundup adds to upstream's classes, and which numbers make sense in both."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from groundup.errors import InputError
+
+# Upstream takes most of these at any value, and fails late in its own words, or trains on them.
+KINDS: list[tuple[str, Callable[[float], bool], str]] = [
+    (
+        "a number from 0",
+        lambda x: 0 <= x < math.inf,
+        "learning_rate critic_learning_rate muon_learning_rate weight_decay beta kl_coef",
+    ),
+    ("a number from 0", lambda x: 0 <= x < math.inf, "max_grad_norm warmup_steps vf_coef missing_eos_penalty"),
+    ("a number above 0", lambda x: 0 < x < math.inf, "num_train_epochs logging_steps eval_steps save_steps temperature"),
+    ("a number from 0 to 1", lambda x: 0 <= x <= 1, "gamma lam top_p"),
+    ("a number from 0, and below 1", lambda x: 0 <= x < 1, "adam_beta1 adam_beta2"),
+    (
+        "a whole number from 1",
+        lambda x: x >= 1,
+        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps",
+    ),
+    (
+        "a whole number from 1",
+        lambda x: x >= 1,
+        "max_length max_completion_length num_generations num_iterations steps_per_generation",
+    ),
+    ("a whole number from 1, or leave it out", lambda x: x == -1 or x >= 1, "max_steps"),
+    ("a whole number from 0 to 4294967295", lambda x: 0 <= x < 2**32, "seed data_seed"),
+]
+
+
+def check_numbers(settings: dict[str, Any], where: str) -> None:
+    """Refuse a number that its setting cannot be.
+
+    Raises:
+        InputError: names the numbers that it can be.
+    """
+    for kind, fits, names in KINDS:
+        for name in names.split():
+            value = settings.get(name)
+            if isinstance(value, (int, float)) and not fits(value):
+                raise InputError(f"`{name}: {value}` cannot be", where, f"write {kind}")
 
 
 @dataclass
@@ -90,6 +130,10 @@ class TokenizerArguments:
     vocab_size: int = field(default=32768, metadata={"help": "Tokens, the 256 bytes and the special ones included."})
     max_length: int = field(default=2048, metadata={"help": "`model_max_length` of the tokenizer, in tokens."})
     max_characters: int = field(default=500_000_000, metadata={"help": "Stop reading after this much text; more changes nothing."})
+
+    def __post_init__(self):
+        if self.max_characters < 1:
+            raise InputError(f"`max_characters: {self.max_characters}`", fix="write a number from 1")
 
 
 @dataclass

@@ -64,11 +64,12 @@ def stream_documents(rows: Iterator[tuple[str, Any]], args: DataArguments, dropp
         yield place, row["text"]
 
 
-def load_conversations(args: DataArguments, which: str = "train", seed: int = 0) -> Loaded | None:
+def load_conversations(args: DataArguments, which: str = "train", seed: int = 0, unfit: Unfit | None = None) -> Loaded | None:
     """Rows of `messages`, lists of {role, content} that end with the assistant: unanswered turns are cut off.
 
     Of messages, prompt and completion, question and answer the first that a row has is read, renamed ones first.
-    Messages may be a list of texts, said by user and assistant in turn; of a list of answers the first is taken.
+    Messages may be a list of texts, said by user and assistant in turn; of a list of answers the first is taken. `unfit` as for
+    preferences.
     """
 
     def convert(row: dict, roles: dict[str, str], args: DataArguments) -> dict:
@@ -78,14 +79,14 @@ def load_conversations(args: DataArguments, which: str = "train", seed: int = 0)
         return {"messages": _prompt(row, roles, args) + _chat({column: _answer(row.get(column))}, column, "assistant")}
 
     schemas = [("messages",), ("prompt", "completion"), ("question", "answer")]
-    return _load(args, which, seed, "conversation", schemas, convert, {"messages": CHAT})
+    return _load(args, which, seed, "conversation", schemas, convert, {"messages": CHAT}, unfit)
 
 
 def load_preferences(args: DataArguments, which: str = "train", seed: int = 0, unfit: Unfit | None = None) -> Loaded | None:
     """Rows of `prompt`, `chosen`, `rejected`: lists of {role, content}, the last two of one assistant message each.
 
     Chosen and rejected are texts or lists of messages; what such lists share at the start is the prompt, if anything. `unfit`
-    gives the reason to drop a row that has come so far, if there is one (`groundup.tokenizer.unfit_pair`, `unfit_prompt`).
+    gives the reason to drop a row that has come so far, if there is one (`groundup.tokenizer.unfit_pair` and its like).
     """
 
     def convert(row: dict, roles: dict[str, str], args: DataArguments) -> dict:
@@ -184,7 +185,9 @@ def _read(args: DataArguments, noun, schemas, convert, schema: pa.Schema, tables
     read = dropped.pop("rows", 0)
     lost = funnel(read, "rows read", dropped)
     if not kept:
-        raise InputError(f"no {noun} is left: {lost}", args.dataset, _missing({}, schemas, args, noun).fix)
+        unfit = [reason for reason in dropped if not reason.startswith(("empty", "did not parse"))]
+        fix = "mend the rows, or the setting that is named" if unfit else _missing({}, schemas, args, noun).fix
+        raise InputError(f"no {noun} is left: {lost}", args.dataset, fix)
     if read - kept - dropped["did not parse"] > args.max_dropped_share * read:  # what does not parse has a limit of its own
         fix = f"mend the rows, or write a larger `max_dropped_share` (it is {args.max_dropped_share:g})"
         raise InputError(f"too few {noun}s are left: {lost}", args.dataset, fix)

@@ -8,9 +8,11 @@ from collections import defaultdict
 import regex
 from groundup.errors import InputError
 
-# Fenced and inline code, mathematics, addresses, tags, and commands of LaTeX are in no language.
+# Fenced and inline code, mathematics, addresses, tags, and commands of LaTeX are in no language. Mathematics holds no second
+# opening: a thousand that nothing closes are then read once, and not each to the end of the text.
 NO_LANGUAGE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$[^$]*\$\$|\$(?!\s)[^$\n]*(?<!\s)\$(?!\d)|\\\([^\n]*?\\\)|\\\[.*?\\\]|https?://\S+|</?\w+>|\\[a-zA-Z]+",
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$[^$]*\$\$|\$(?!\s)[^$\n]*(?<!\s)\$(?!\d)|\\\((?:(?!\\\()[^\n])*?\\\)|\\\[(?:(?!\\\[).)*?\\\]"
+    r"|https?://\S+|</?\w+>|\\[a-zA-Z]+",
     re.DOTALL,
 )
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[。！？\n]+")

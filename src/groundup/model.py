@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,10 +12,13 @@ from unittest import mock
 import torch
 from groundup.configs import ModelArguments
 from groundup.errors import InputError
+from groundup.reading import is_reward_model, reading
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -82,15 +86,14 @@ def build_config(model_type: str, tokenizer: PreTrainedTokenizerBase, sizes: dic
     known, sizes = defaults.to_dict(), dict(sizes)
     for name in sizes:
         if name not in known and not hasattr(defaults, name):
-            raise InputError(
-                f"`{name}` is no size of {model_type}",
-                where="model_config",
-                fix=f"it has {', '.join(sorted(known)[:40])} ...",
-            )
+            near = get_close_matches(name, known, n=1)
+            fix = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(sorted(known)[:40])} ..."
+            raise InputError(f"`{name}` is no size of {model_type}", "model_config", fix)
     width, heads = sizes.get("hidden_size"), sizes.get("num_attention_heads")
     if width and heads and "head_dim" not in sizes:
         if width % heads:
-            raise InputError(f"`hidden_size: {width}` is not a multiple of `num_attention_heads: {heads}`", where="model_config")
+            fix = f"write `hidden_size: {max(1, round(width / heads)) * heads}`, or give `head_dim` too"
+            raise InputError(f"`hidden_size: {width}` is not a multiple of `num_attention_heads: {heads}`", "model_config", fix)
         sizes |= {"head_dim": width // heads} if "head_dim" in known else {}
     if heads and "num_key_value_heads" in known:
         sizes.setdefault("num_key_value_heads", heads)
@@ -199,17 +202,41 @@ def flops_per_token(config, parameters: int, length: int) -> float:
 
 
 def check_model_path(path: str | None) -> None:
-    """Refuse what looks like a local directory and holds no model; anything else may be a Hub id.
+    """Refuse what looks like a local directory and holds no model, and a model that cannot be read with its tokenizer.
 
     Raises:
-        InputError: names what to run first.
+        InputError: names what to run first, or what is wrong with it.
     """
     if not path:
         raise InputError("no model to start from", "model_name_or_path", "name the directory of the rung before this one")
-    if (Path(path) / "config.json").is_file() or (Path(path) / "adapter_config.json").is_file():
+    if (Path(path) / "config.json").is_file():
+        with reading(path, "model_name_or_path"):
+            size, vocabulary = AutoConfig.from_pretrained(path).get_text_config().vocab_size, _vocabulary_of(path)
+        if vocabulary and max(vocabulary.values()) >= size:
+            what = f"`{path}` has {size} tokens and the tokenizer beside it {max(vocabulary.values()) + 1}"
+            raise InputError(what, "model_name_or_path", "put back the tokenizer that the model was trained with")
+        return
+    if (Path(path) / "adapter_config.json").is_file():
         return
     if Path(path).exists() or path.startswith((".", "/", "~", "out/")) or path.count("/") != 1 and "/" in path:
         raise InputError(f"no model in `{path}`", "model_name_or_path", "run the rung before this one, or check the path")
+    with reading(path, "model_name_or_path"):
+        AutoConfig.from_pretrained(path)
+
+
+def _vocabulary_of(path: str) -> dict[str, int]:
+    if not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise InputError(f"no tokenizer in `{path}`", "model_name_or_path", "put back the one that the model was trained with")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.chat_template:
+        try:
+            tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+        except TemplateSyntaxError as error:
+            what = f"the chat template of `{path}` is no template: line {error.lineno}, {error.message}"
+            raise InputError(what, "model_name_or_path", "put chat_template.jinja back as it was written") from None
+        except TemplateError:  # one that wants more turns than this: it can be read
+            pass
+    return tokenizer.get_vocab()
 
 
 def _check_plain(path: str) -> None:
@@ -227,6 +254,8 @@ def loading_arguments(args: ModelConfig) -> dict[str, Any]:
         InputError: an adapter, which is no model to start from.
     """
     _check_plain(args.model_name_or_path)
+    if (args.load_in_4bit or args.load_in_8bit) and not args.use_peft:
+        raise InputError("quantised weights cannot be trained", "load_in_4bit, load_in_8bit", "write `use_peft: true` beside it")
     return {
         "pretrained_model_name_or_path": args.model_name_or_path,
         "dtype": torch.float32 if args.dtype in (None, "auto") else args.dtype,
@@ -248,12 +277,26 @@ def context_length(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int
 
 
 def load_causal_model(args: ModelConfig) -> PreTrainedModel:
-    """A model to train (see `loading_arguments`)."""
-    return AutoModelForCausalLM.from_pretrained(**loading_arguments(args))
+    """A model to train (see `loading_arguments`).
+
+    Raises:
+        InputError: weights that cannot be read, or that are not all there: transformers would draw the others at random.
+    """
+    path = args.model_name_or_path
+    with reading(path, "model_name_or_path"):
+        if is_reward_model(AutoConfig.from_pretrained(path, revision=args.model_revision)):
+            fix = "start from the model that it was made from"
+            raise InputError(f"`{path}` is a reward model: it scores, and does not write", "model_name_or_path", fix)
+        model, found = AutoModelForCausalLM.from_pretrained(**loading_arguments(args), output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):
+        what = f"`{path}` lacks {len(missing)} of the weights that its config.json asks for, such as `{missing[0]}`"
+        raise InputError(what, "model_name_or_path", "put the files back as they were written")
+    return model
 
 
 def load_reward_model(args: ModelConfig, seed: int) -> PreTrainedModel:
     """A chat model with a new head that scores a conversation; `seed` draws the head (see `loading_arguments`)."""
-    with torch.random.fork_rng(devices=[]), quiet():  # the head is meant to be new
+    path = args.model_name_or_path
+    with torch.random.fork_rng(devices=[]), quiet(), reading(path, "model_name_or_path"):  # the head is meant to be new
         torch.manual_seed(seed)
         return AutoModelForSequenceClassification.from_pretrained(num_labels=1, **loading_arguments(args))

@@ -321,7 +321,8 @@ def check(found: dict[str, Any], used: int = 0) -> list[str]:
         elif memory["total"] > TIGHT * memory["device"]:
             warnings.append(f"{rung}: memory will be tight, about {detail}")
     needed, free = max(0, sum(found["disk"].values()) - used), free_disk(found["output_dir"])
-    detail = f"{show_bytes(needed)} of {show_bytes(free)} free ({show_parts(found['disk'])})"
+    parts = show_parts(found["disk"])
+    detail = f"{show_bytes(needed)} of {show_bytes(free)} free" + f" ({parts})" * bool(parts)
     if needed > free:
         fix = "lower `save_total_limit`, raise `save_steps`, or give an `output_dir` on another disk; or `--check_memory false`"
         raise InputError(f"{rung} will not fit on the disk: it writes about {detail}", found["output_dir"], fix)

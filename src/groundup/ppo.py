@@ -22,6 +22,7 @@ from groundup.objectives import (
     token_rewards,
     whiten,
 )
+from groundup.reading import reading
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
@@ -308,4 +309,5 @@ class PPOTrainer(GRPOTrainer):
 
 def load_critic(path: str, **kwargs) -> PreTrainedModel:
     """A reward model as a critic: same trunk, same head, weights of its own. A causal model gets a new head."""
-    return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32, **kwargs)
+    with reading(path, "critic_model_name_or_path"):
+        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32, **kwargs)

@@ -32,9 +32,8 @@ from groundup.jobs import ahead, claim, full_disk, in_chunks, share
 from groundup.selection import DROPPED, HELD_OUT, choose
 from groundup.shards import MANIFEST, PASSES, ShardWriter, shard_name, token_dtype, tokenizer_hash, write_manifest
 from groundup.sources import describe_files
-from groundup.tokenizer import check_tokenizer_path
 from groundup.words import funnel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 MAY_CHANGE = ("output_dir", "tokenizer_path", "shard", "executor", "executor_settings")
 AFTER_READING = ("near_duplicates", "held_out_documents", "seed", "packing", "max_length")  # may change until `choose` is done
@@ -284,23 +283,6 @@ class Preparation:
             "dropped_examples": examples,
             "versions": record.versions(),
         }
-
-
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a directory or on the Hub.
-
-    Raises:
-        InputError: there is none, or none of the kind whose threads are fast.
-    """
-    check_tokenizer_path(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        fix = "run recipes/tokenizer.py first, or check the path, or the id and the network"
-        raise InputError(f"no tokenizer `{path}`: {str(error).partition(chr(10))[0]}", "tokenizer_path", fix) from error
-    if not tokenizer.is_fast:
-        raise InputError(f"`{path}` has no tokenizer.json", "tokenizer_path", "use a tokenizer of the `tokenizers` library")
-    return tokenizer
 
 
 def summary(manifest: dict[str, Any]) -> str:

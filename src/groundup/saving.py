@@ -4,9 +4,10 @@ import contextlib
 import errno
 import json
 import math
+import pickle
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,12 +15,19 @@ import torch.distributed
 import trl
 from groundup.checkpoint import MANIFEST, checkpoints, discard, rotate, seal
 from groundup.errors import InputError, Preempted, RunError
+from groundup.reading import asks_to_run
 from groundup.running import Run
 from groundup.stopping import STOP
 from groundup.words import show_bytes
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+READ = {  # how a Trainer goes on from a checkpoint, and from which of its files
+    "_load_from_checkpoint": "its weights",
+    "_load_optimizer_and_scheduler": "optimizer.pt or scheduler.pt",
+    "_load_rng_state": "rng_state.pth",
+    "_load_scaler": "scaler.pt",
+}
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What writes weights and pickles has no errno; the last two are PyTorch's words for any write that failed.
 NATIVE = ("No space left", "File too large", "quota exceeded", "iostream error", "unexpected pos")
@@ -37,6 +45,11 @@ class Saving(TrainerCallback):
         self.keep, trainer.args.save_total_limit = trainer.args.save_total_limit, None
         self.save, trainer._save_checkpoint = trainer._save_checkpoint, self.save_and_seal
         self.epoch, trainer._run_epoch = trainer._run_epoch, self.run_epoch
+        if trainer.accelerator.scaler is None:  # there is none to load, and a scaler.pt that lies there is no reason to crash
+            trainer._load_scaler = lambda checkpoint: None
+        for name, files in READ.items():
+            if hasattr(trainer, name):
+                setattr(trainer, name, numbers_only(getattr(trainer, name), files, run.checkpoint))
         self.saved = int(Path(run.checkpoint).name.rpartition("-")[2]) if run.checkpoint else None
         self.postponed = False
         self.generates = isinstance(trainer, trl.GRPOTrainer)
@@ -149,6 +162,19 @@ def split_of(args: TrainingArguments) -> dict[str, int]:
     """How the rows of a step are split."""
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
     return {**{name: getattr(args, name) for name in names}, "processes": args.world_size}
+
+
+def numbers_only(load: Callable, files: str, checkpoint: str | None) -> Callable:
+    """`load`, of which PyTorch's refusal to run what is in a pickle is an InputError. A seal does not say who sealed."""
+
+    def loaded(*args, **kwargs):
+        try:
+            return load(*args, **kwargs)
+        except pickle.UnpicklingError as error:
+            fix = "if it is not your own, do not use it; begin anew in another `output_dir`"
+            raise InputError(f"{files} of the checkpoint {asks_to_run(error)}", str(checkpoint), fix) from None
+
+    return loaded
 
 
 def check_finite(model: torch.nn.Module, step: int, directory: Path) -> None:

@@ -1,5 +1,6 @@
 """SFTTrainer without the price of its fused head where there is no GPU."""
 
+import torch
 import trl
 from transformers import Trainer
 
@@ -15,6 +16,7 @@ class SFTTrainer(trl.SFTTrainer):
         if self.args.device.type != "cpu":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.model.training:
-            self._total_train_tokens += self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum().item()
+            tokens = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()  # packed rows have no padding
+            self._total_train_tokens += self.accelerator.gather_for_metrics(tokens).sum().item()
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return Trainer.compute_loss(self, model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)

@@ -254,7 +254,8 @@ def _decode(line: bytes, where: str = "") -> str:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         what = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
-        raise InputError(what, where, "save it as UTF-8; from Latin-1: iconv -f latin1 -t utf-8 OLD > NEW") from None
+        other = "UTF-16: iconv -f utf-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "Latin-1: iconv -f latin1"
+        raise InputError(what, where, f"save it as UTF-8; from {other} -t utf-8 OLD > NEW") from None
 
 
 def parse(line: bytes, where: str = "") -> Any:
@@ -266,6 +267,9 @@ def parse(line: bytes, where: str = "") -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as error:
+        if "\0" in text:
+            fix = "a crash or a full disk leaves such lines: copy the file again, or take the line out"
+            raise InputError(f"a NUL byte at column {text.index(chr(0)) + 1}", where, fix) from None
         raise InputError(f"not JSON: {str(error).replace('line 1 ', '')}", where, ONE_OBJECT) from None
 
 

@@ -1,31 +1,28 @@
 """What every recipe does before its first line of science, and after its last: `start` and `finish`."""
 
-import math
 import os
 import socket
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate.utils import broadcast_object_list
 from groundup import card, record
 from groundup.chat import END_OF_TEXT
 from groundup.checkpoint import Lock, checkpoints, newest_checkpoint, sweep
-from groundup.configs import RunArguments
+from groundup.configs import DataArguments, RunArguments
 from groundup.errors import InputError, RunError
 from groundup.hardware import peak_memory
 from groundup.hub import Pushing, Repository
 from groundup.model import count_parameters
 from groundup.plan import foresee
+from groundup.preflight import asked_world_size, check_allowed, check_schedules, check_unchanged, check_world_size
 from groundup.running import Run
 from groundup.saving import room_for, size_of_weights
-from groundup.stopping import launched
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -35,86 +32,7 @@ from transformers import (
     set_seed,
 )
 
-# Settings that may change between an interruption and its resumption: where and how a run is watched, not what it computes.
-MAY_CHANGE = (
-    "output_dir",  # it holds the record that is compared: it was moved, or is spelt another way
-    "logging_dir",
-    "disable_tqdm",
-    "save_total_limit",
-    "report_to",
-    "run_name",
-    "project",
-    "use_cpu",
-    "local_rank",
-    "deepspeed",
-    "push_to_hub",
-    "hub_token",
-    "hub_model_id",
-    "hub_strategy",
-    "hub_private_repo",
-    "hub_always_push",
-    "hub_revision",
-    "license",
-    "check_memory",
-    "allow_change",
-    "max_skipped_steps",
-    "silence_timeout",
-    "max_faulty_share",  # a run that a limit has stopped goes on with another
-    "reward_timeout",
-)
-BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
 REPLY_TOKENS = 64  # how long pipeline() lets a model of ours talk unless told otherwise
-
-
-def asked_world_size() -> int | None:
-    """How many processes `accelerate launch` was asked for, by its own command line; None under another launcher."""
-    words = launched()
-    if not words:
-        return None
-
-    def option(*names: str) -> str | None:
-        for i, word in enumerate(words[:-1]):
-            if word in names:
-                return words[i + 1]
-        return next((word.split("=", 1)[1] for word in words for name in names if word.startswith(f"{name}=")), None)
-
-    number, config = option("--num_processes", "--num-processes"), option("--config_file", "--config-file")
-    if number is None and config and Path(config).is_file():
-        number = yaml.safe_load(Path(config).read_text()).get("num_processes")
-    return int(number) if number is not None else None
-
-
-def check_world_size(args: TrainingArguments, asked: int | None) -> None:
-    """Refuse to train with fewer processes than were asked for.
-
-    `accelerate launch --cpu --num_processes 2` starts one process, and `--multi_gpu` on a machine without GPUs two processes
-    that each believe to be alone and write to one directory (huggingface/accelerate#2741).
-
-    Raises:
-        InputError: names the spelling that works.
-    """
-    fix = "launch with `accelerate launch --config_file accelerate_configs/cpu_2proc.yaml ...`, or with torchrun"
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if args.world_size != started:
-        raise InputError(f"{started} processes were started, but they work as {args.world_size} each", fix=fix)
-    if asked is not None and asked != args.world_size:
-        raise InputError(f"{asked} processes were asked for and {args.world_size} started", fix=fix)
-
-
-def check_global_batch(before: dict, now: dict) -> None:
-    """Refuse to go on with another number of rows a step; how they are split may change.
-
-    Raises:
-        InputError: names both.
-    """
-    parts = [[*(run["config"][key] for key in BATCH[:2]), run["world_size"]] for run in (before, now)]
-    if math.prod(parts[0]) != math.prod(parts[1]):
-        told = [f"{math.prod(part)} rows a step ({' x '.join(map(str, part))})" for part in parts]
-        raise InputError(
-            f"{now['config']['output_dir']} holds an interrupted run of {told[0]}, and this one has {told[1]}",
-            f"{' x '.join(BATCH[:2])} x processes",
-            f"choose them so that their product is {math.prod(parts[0])}, or give another `output_dir`",
-        )
 
 
 def resolved(*arguments: Any) -> dict[str, Any]:
@@ -152,6 +70,7 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
     settings = next((other for other in others if isinstance(other, RunArguments)), RunArguments())
     config, lock = resolved(training_args, *others), None
     check_allowed(settings.allow_change, config)
+    check_schedules(rung, training_args, next((other for other in others if isinstance(other, DataArguments)), None))
     hub = pushing(rung, training_args) if main else None
     training_args.push_to_hub, training_args.hub_token = False, None  # a checkpoint's training_args.bin is pushed too
 
@@ -217,6 +136,9 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
     set_seed(training_args.seed)
     run = Run(directory, found["entry"], found["checkpoint"], frozenset(settings.allow_change), found["before"], lock, hub)
     Run.under_way = run
+    if 0 < training_args.max_steps < training_args.warmup_steps:
+        low = f"`warmup_steps: {training_args.warmup_steps}` is more than the run's {training_args.max_steps} steps"
+        run.say(f"{low}: `learning_rate` is never reached")
     return run
 
 
@@ -258,42 +180,6 @@ def ask_hub(hub: Pushing, directory: Path, before: dict[str, Any]) -> dict[str, 
             raise type(error)(error.what, error.where, fix) from None
         hub.say(f"{error.what}; the run goes on, and pushing is tried again")
     return before
-
-
-def check_allowed(names: list[str], config: dict[str, Any]) -> None:
-    """Refuse a name in `allow_change` that is no setting.
-
-    Raises:
-        InputError: names the nearest.
-    """
-    known = {*config, "data", "parent"}
-    for name in names:
-        if name.split(".")[0] not in known:
-            near = get_close_matches(name, known, n=1)
-            raise InputError(f"`allow_change: {name}` is no setting", fix=f"did you mean `{near[0]}`?" if near else "leave it out")
-
-
-def check_unchanged(before: dict[str, Any], now: dict[str, Any], allowed: list[str]) -> None:
-    """Refuse to go on with settings or a model other than the interrupted run had, except for those in `allowed`.
-
-    Raises:
-        InputError: names all that differ.
-    """
-    changes = record.changed(before["config"], now["config"], ignore=[*MAY_CHANGE, *BATCH, *allowed])
-    if "parent" not in allowed:
-        then, is_now = (record.plain(entry.get("parent")) or {} for entry in (before, now))
-        for what in ("weights_sha256", "tokenizer_sha256"):
-            if then.get(what) != is_now.get(what):
-                told = " -> ".join(str(entry.get(what))[:12] for entry in (then, is_now))
-                changes.append(f"parent: {what} of {is_now.get('path')} {told}")
-    if changes:
-        names = " ".join(dict.fromkeys(line.split(":")[0] for line in changes))
-        raise InputError(
-            f"{now['config']['output_dir']} holds an interrupted run with other settings: {'; '.join(changes)}",
-            fix=f"run it with the old settings, give another `output_dir`, or go on all the same with `--allow_change {names}`",
-        )
-    if not set(BATCH) & set(allowed):
-        check_global_batch(before, now)
 
 
 def describe_parent(parent: str) -> dict[str, Any]:

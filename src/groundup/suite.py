@@ -10,6 +10,7 @@ from groundup import stats
 from groundup.errors import InputError
 from groundup.evaluation import EvaluationArguments, Model, evaluate_causal, how, load_function, pair_accuracy, sampled_replies
 from groundup.model import check_model_path
+from groundup.reading import is_reward_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -103,7 +104,7 @@ class Suite:
         except (OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise InputError(f"no model `{path}`: {reason}", "models", "check the path, or the id and the network") from None
-        is_reward = any("SequenceClassification" in name for name in config.architectures or [])
+        is_reward = is_reward_model(config)
         kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         model = kind.from_pretrained(path, dtype=dtype).to(self.device).eval()

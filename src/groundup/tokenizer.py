@@ -1,5 +1,6 @@
 """Rung 0: byte-level BPE, finished at birth. No later rung adds a token, changes the template or sets pad = eos."""
 
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from groundup import record
 from groundup.chat import CHAT_TEMPLATE, END_OF_TEXT, PAD, ROLES, SPECIAL_TOKENS, TURN_END
 from groundup.errors import InputError
+from groundup.reading import is_reward_model, reading
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -119,6 +121,20 @@ def check_tokenizer_path(path: str) -> None:
         raise InputError(f"no tokenizer in `{path}`", "tokenizer_path", "run recipes/tokenizer.py first, or check the path")
 
 
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory or on the Hub.
+
+    Raises:
+        InputError: there is none, or none of the kind whose threads are fast.
+    """
+    check_tokenizer_path(path)
+    with reading(path, "tokenizer_path", "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    if not tokenizer.is_fast:
+        raise InputError(f"`{path}` has no tokenizer.json", "tokenizer_path", "use a tokenizer of the `tokenizers` library")
+    return tokenizer
+
+
 def check_judges(policy: str, tokenizer: PreTrainedTokenizerBase, rewards: Iterable[Any], critic: str | None = None) -> None:
     """Refuse reward models and a critic that would read what they were not made for, and give numbers all the same.
 
@@ -143,10 +159,8 @@ def check_judges(policy: str, tokenizer: PreTrainedTokenizerBase, rewards: Itera
 
 
 def _tokenizer_of(path: str) -> PreTrainedTokenizerBase:
-    try:
+    with reading(path, "rewards", "tokenizer"):
         return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer in `{path}`: {str(error)[:200]}", "rewards", "check the path") from None
 
 
 def _check_reward_model(path: str, policy: str) -> None:
@@ -168,7 +182,13 @@ def _check_reward_model(path: str, policy: str) -> None:
         what = f"the template of {where} writes {', '.join(foreign)}, which its tokenizer does not know as tokens"
         raise InputError(what, fix=f"add the chat_template.jinja that it was trained with; is this one that of `{policy}`?")
     if not (Path(path) / "adapter_config.json").is_file():
-        size, needed = AutoConfig.from_pretrained(path).get_text_config().vocab_size, max(tokenizer.get_vocab().values()) + 1
+        with reading(path, "rewards"):
+            config = AutoConfig.from_pretrained(path)
+        if not is_reward_model(config):
+            fix = "name a directory that recipes/reward.py has written"
+            raise InputError(f"{where} is none: it writes, and its scores would be those of a head drawn at random", "rewards", fix)
+        size = config.get_text_config().vocab_size
+        needed = max(tokenizer.get_vocab().values()) + 1
         if needed > size:
             fix = f"put back its own tokenizer; is this one that of `{policy}`?"
             raise InputError(f"{where} has {size} tokens and the tokenizer beside it {needed}", fix=fix)
@@ -190,6 +210,23 @@ def unfit_prompt(tokenizer: PreTrainedTokenizerBase, room: int, longest: int) ->
     def unfit(row: dict) -> str | None:
         length = len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **QUIET)["input_ids"])
         return f"prompt over the {longest - room} tokens that `max_completion_length` leaves" if length + room > longest else None
+
+    return unfit
+
+
+def unfit_conversation(tokenizer: PreTrainedTokenizerBase, max_length: int | None, longest: int) -> Callable[[dict], str | None]:
+    """Why there is nothing to learn from a row's `messages`, if so: the first reply begins where SFT cuts them off.
+
+    Args:
+        max_length: tokens of a conversation; None for any number.
+        longest: tokens the model can attend to.
+    """
+    limit = min(max_length or longest, longest)
+
+    def unfit(row: dict) -> str | None:
+        asked = list(itertools.takewhile(lambda turn: turn["role"] != "assistant", row["messages"]))
+        length = len(tokenizer.apply_chat_template(asked, add_generation_prompt=True, **QUIET)["input_ids"]) if asked else 0
+        return f"no reply within the {limit} tokens of `max_length`" if length >= limit else None
 
     return unfit
 

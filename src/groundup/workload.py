@@ -29,6 +29,7 @@ from groundup.errors import InputError
 from groundup.model import config_from_arguments
 from groundup.ppo import PPOConfig
 from groundup.pretraining import apply_dial
+from groundup.reading import reading
 from groundup.record import read_json
 from groundup.shards import is_prepared, read_manifest
 from groundup.sources import SUFFIXES, list_sources, mix
@@ -301,7 +302,8 @@ def model_config(path: str | None, load: Workload, through: tuple[str, ...] = ()
     if not path:
         return None
     if (Path(path) / "config.json").is_file():
-        return AutoConfig.from_pretrained(path)
+        with reading(path):
+            return AutoConfig.from_pretrained(path)
     if adapter := read_json(Path(path) / "adapter_config.json"):
         return model_config(adapter["base_model_name_or_path"], load, through)
     if writer := writer_of(path, load.source):
