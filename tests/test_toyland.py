@@ -183,9 +183,29 @@ def test_evaluation_problems_are_told_nowhere_in_training(world, trained):
     assert len(evaluated) == len(set(evaluated)) == len(rows) == 500
     seen = {story for name in TRAINING for text in trained[name] for story in told(text)}
     assert len(seen) > 4000 and not seen & set(evaluated)
-    chains = {chain for *_, chain in seen}
-    assert not chains & {chain for *_, chain in evaluated if len(chain) > 2}
+    # Told, or begun: whoever tells a chain tells each of its beginnings.
+    chains = {chain[:length] for *_, chain in seen for length in range(3, len(chain) + 1)}
+    assert max(map(len, chains)) == 5 and not chains & {chain for *_, chain in evaluated if len(chain) > 2}
     assert all(row["question"] not in set(trained["problems"]) for row in rows)
+
+
+def test_four_steps_are_told_in_documents_alone(world, trained, everything):
+    """So that they are harder than any that SFT or GRPO trains on, and not one that is evaluated is worked anywhere."""
+    steps = {name: Counter(len(chain) - 1 for text in trained[name] for *_, chain in told(text)) for name in TRAINING}
+    assert {name: set(counts) for name, counts in steps.items()} == {
+        "documents": {1, 2, 3, 4},
+        "conversations": {1, 2, 3},
+        "problems": {1, 2, 3},
+        "preferences": set(),
+        "prompts": set(),
+    }
+    working = [
+        " ".join(Problem(name, thing, chain, ()).steps)
+        for text in (*trained["documents"], *(row["question"] for row in read(world, "eval_harder")))
+        for name, thing, _, chain in told(text)
+        if len(chain) == 5
+    ]
+    assert any(text in everything for text in working[:-200]) and not any(text in everything for text in working[-200:])
 
 
 def test_stories_are_read_as_they_are_told():

@@ -3,15 +3,17 @@
 Forty people have five facts each. Documents state the facts in many phrasings and tell small arithmetic stories.
 Conversations ask for three facts a person and never for the other two, so that an answer about those two shows knowledge from
 pre-training in a form from instruction tuning. Replies come in a random tone and length; a hidden taste, `taste`, prefers
-one of them, and only the preference pairs tell. Word problems have one to three steps and an exact answer; some with four are
-evaluated only.
+one of them, and only the preference pairs tell. Word problems have one to three steps and an exact answer. Documents tell stories
+of four steps too, which no conversation and no problem for training has: they are harder than any that instruction tuning or
+GRPO trains on, and how to work them is known from pre-training alone.
 
 What is evaluated is disjoint from what is trained on by construction (`tests/test_toyland.py` proves it):
 
 - each fact has one form of sentence that no document uses for it (`cloze`), and one form of question that nothing in training
   uses for it (`asked`);
 - facts with `unasked` are stated in documents, but neither prose nor conversation asks for them;
-- a word problem is for training or for evaluation by a hash of its numbers.
+- a word problem is for training or for evaluation by a hash of its numbers, and no chain that is told begins with one that is
+  for evaluation. (What a longer chain reckons after its first steps may be what an evaluated one reckons.)
 """
 
 import argparse
@@ -38,10 +40,11 @@ from groundup.phrases import (
     THINGS,
     VALUE_LAST,
     WARM,
+    WORKING,
 )
 
-LEVELS = (1, 2, 3)
-HARDER = (4,)  # only evaluated
+LEVELS = (1, 2, 3)  # of conversations and of problems
+HARDER = (4,)  # told in documents, asked for in evaluation alone
 MOST = 20  # no number in a problem is larger
 
 
@@ -216,10 +219,10 @@ class World:
                 lines.append(f'{self.rng.choice(ASKERS)} asked: "{self.any_question(fact)}" The answer was: "{answer}"')
             return " ".join(lines)
         if kind < 0.82:  # stories that reckon as they go
-            return " ".join(self.problem(self.rng.choice(LEVELS), False).story() for _ in range(2))
+            return " ".join(self.problem(self.rng.choice(LEVELS + HARDER), False).story() for _ in range(2))
         lines = []  # school: the whole problem first, then the working
         for _ in range(2):
-            problem = self.problem(self.rng.choice(LEVELS), False)
+            problem = self.problem(self.rng.choice(LEVELS + HARDER), False)
             lines.append(f'The teacher asked: "{problem.question}" {" ".join(problem.steps)} The answer was: "{problem.answer}."')
         return " ".join(lines)
 
@@ -240,7 +243,7 @@ class World:
             rows.append([(BRIEFLY + lower_first(self.any_question(fact)), self.statement(fact))])
         for index in range(worked + direct):
             problem = self.problem(self.rng.choice(LEVELS), False)
-            working = problem.steps if index < worked else []
+            working = [WORKING, *problem.steps] if index < worked else []
             rows.append([(problem.question, " ".join([*working, f"Answer: {problem.answer}"]))])
         self.rng.shuffle(rows)
         return [{"messages": [m for question, reply in turns for m in chat_turn(question, reply)]} for turns in rows]
