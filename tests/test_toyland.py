@@ -212,7 +212,8 @@ def test_stories_are_read_as_they_are_told():
     """The reader above, on a story and a problem worked by hand."""
     text = (
         "Ada has 4 eggs. Ada finds 3 more. 4 + 3 = 7. Ada gives away 5. 7 - 5 = 2. Now Ada has 2 eggs. "
-        'The teacher asked: "Leo has 9 coins. Leo sells 2. How many coins does Leo have now?" 9 - 2 = 7. The answer was: "7."'
+        'The teacher asked: "Leo has 9 coins. Leo sells 2. How many coins does Leo have now?" '
+        'The answer was: "Let me think. 9 - 2 = 7. Answer: 7"'
     )
     assert told(text) == [("Ada", "eggs", ("finds", "gives away"), (4, 3, -5)), ("Leo", "coins", ("sells",), (9, -2))]
 
@@ -239,6 +240,7 @@ def test_problem_by_hand():
     problem = Problem("Ada", "eggs", (4, 3, -5), ("{n} finds {k} more.", "{n} loses {k}."))
     assert problem.question == "Ada has 4 eggs. Ada finds 3 more. Ada loses 5. How many eggs does Ada have now?"
     assert problem.steps == ["4 + 3 = 7.", "7 - 5 = 2."]
+    assert problem.solution() == "Let me think. 4 + 3 = 7. 7 - 5 = 2. Answer: 2" and problem.solution(worked=False) == "Answer: 2"
     assert problem.story() == "Ada has 4 eggs. Ada finds 3 more. 4 + 3 = 7. Ada loses 5. 7 - 5 = 2. Now Ada has 2 eggs."
 
 

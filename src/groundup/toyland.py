@@ -120,6 +120,10 @@ class Problem:
         changes = " ".join(verb.format(n=self.name, k=abs(k)) for verb, k in zip(self.verbs, self.numbers[1:], strict=True))
         return f"{self.name} has {self.numbers[0]} {self.thing}. {changes} How many {self.thing} does {self.name} have now?"
 
+    def solution(self, worked: bool = True) -> str:
+        """The answer alone, or what leads to it before it: as documents quote it, and as a chat model replies."""
+        return " ".join([*([WORKING, *self.steps] if worked else ()), f"Answer: {self.answer}"])
+
     def story(self) -> str:
         """The same as prose with worked steps, as documents tell it."""
         parts = [f"{self.name} has {self.numbers[0]} {self.thing}."]
@@ -220,10 +224,12 @@ class World:
             return " ".join(lines)
         if kind < 0.82:  # stories that reckon as they go
             return " ".join(self.problem(self.rng.choice(LEVELS + HARDER), False).story() for _ in range(2))
-        lines = []  # school: the whole problem first, then the working
+        # School: the whole problem first, then what a reply will be. When documents had another form, SFT on replies of up to three
+        # steps had to teach the new one, and with it that there are three at most: the model then worked three steps of four.
+        lines = []
         for _ in range(2):
             problem = self.problem(self.rng.choice(LEVELS + HARDER), False)
-            lines.append(f'The teacher asked: "{problem.question}" {" ".join(problem.steps)} The answer was: "{problem.answer}."')
+            lines.append(f'The teacher asked: "{problem.question}" The answer was: "{problem.solution()}"')
         return " ".join(lines)
 
     def documents(self, count: int) -> list[dict]:
@@ -243,8 +249,7 @@ class World:
             rows.append([(BRIEFLY + lower_first(self.any_question(fact)), self.statement(fact))])
         for index in range(worked + direct):
             problem = self.problem(self.rng.choice(LEVELS), False)
-            working = [WORKING, *problem.steps] if index < worked else []
-            rows.append([(problem.question, " ".join([*working, f"Answer: {problem.answer}"]))])
+            rows.append([(problem.question, problem.solution(worked=index < worked))])
         self.rng.shuffle(rows)
         return [{"messages": [m for question, reply in turns for m in chat_turn(question, reply)]} for turns in rows]
 
