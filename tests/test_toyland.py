@@ -189,19 +189,19 @@ def test_evaluation_problems_are_told_nowhere_in_training(world, trained):
     assert all(row["question"] not in set(trained["problems"]) for row in rows)
 
 
-def test_four_steps_are_told_in_documents_alone(world, trained, everything):
-    """So that they are harder than any that SFT or GRPO trains on, and not one that is evaluated is worked anywhere."""
+def test_grpo_trains_on_three_steps_at_most(world, trained, everything):
+    """So that four are harder; others of four are told, and not one that is evaluated is worked anywhere."""
     steps = {name: Counter(len(chain) - 1 for text in trained[name] for *_, chain in told(text)) for name in TRAINING}
     assert {name: set(counts) for name, counts in steps.items()} == {
         "documents": {1, 2, 3, 4},
-        "conversations": {1, 2, 3},
+        "conversations": {1, 2, 3, 4},
         "problems": {1, 2, 3},
         "preferences": set(),
         "prompts": set(),
     }
     working = [
         " ".join(Problem(name, thing, chain, ()).steps)
-        for text in (*trained["documents"], *(row["question"] for row in read(world, "eval_harder")))
+        for text in (*trained["documents"], *trained["conversations"], *(row["question"] for row in read(world, "eval_harder")))
         for name, thing, _, chain in told(text)
         if len(chain) == 5
     ]

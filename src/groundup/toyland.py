@@ -3,9 +3,9 @@
 Forty people have five facts each. Documents state the facts in many phrasings and tell small arithmetic stories.
 Conversations ask for three facts a person and never for the other two, so that an answer about those two shows knowledge from
 pre-training in a form from instruction tuning. Replies come in a random tone and length; a hidden taste, `taste`, prefers
-one of them, and only the preference pairs tell. Word problems have one to three steps and an exact answer. Documents tell stories
-of four steps too, which no conversation and no problem for training has: they are harder than any that instruction tuning or
-GRPO trains on, and how to work them is known from pre-training alone.
+one of them, and only the preference pairs tell. Word problems have an exact answer and one to four steps: documents and
+conversations have all of these, the problems that GRPO trains on have three at most. Those of four are harder than any that GRPO
+trains on, and what it does for them it was not paid for.
 
 What is evaluated is disjoint from what is trained on by construction (`tests/test_toyland.py` proves it):
 
@@ -43,8 +43,9 @@ from groundup.phrases import (
     WORKING,
 )
 
-LEVELS = (1, 2, 3)  # of conversations and of problems
-HARDER = (4,)  # told in documents, asked for in evaluation alone
+LEVELS = (1, 2, 3)  # of the problems that GRPO trains on
+HARDER = (4,)  # in documents and conversations too, as all levels are, but never in those
+TOLD = LEVELS + HARDER
 MOST = 20  # no number in a problem is larger
 
 
@@ -223,12 +224,11 @@ class World:
                 lines.append(f'{self.rng.choice(ASKERS)} asked: "{self.any_question(fact)}" The answer was: "{answer}"')
             return " ".join(lines)
         if kind < 0.82:  # stories that reckon as they go
-            return " ".join(self.problem(self.rng.choice(LEVELS + HARDER), False).story() for _ in range(2))
-        # School: the whole problem first, then what a reply will be. When documents had another form, SFT on replies of up to three
-        # steps had to teach the new one, and with it that there are three at most: the model then worked three steps of four.
+            return " ".join(self.problem(self.rng.choice(TOLD), False).story() for _ in range(2))
+        # School: the whole problem first, then what a reply will be, so that SFT has less to teach.
         lines = []
         for _ in range(2):
-            problem = self.problem(self.rng.choice(LEVELS + HARDER), False)
+            problem = self.problem(self.rng.choice(TOLD), False)
             lines.append(f'The teacher asked: "{problem.question}" The answer was: "{problem.solution()}"')
         return " ".join(lines)
 
@@ -248,7 +248,7 @@ class World:
             fact = self.rng.choice(asked)
             rows.append([(BRIEFLY + lower_first(self.any_question(fact)), self.statement(fact))])
         for index in range(worked + direct):
-            problem = self.problem(self.rng.choice(LEVELS), False)
+            problem = self.problem(self.rng.choice(TOLD), False)
             rows.append([(problem.question, problem.solution(worked=index < worked))])
         self.rng.shuffle(rows)
         return [{"messages": [m for question, reply in turns for m in chat_turn(question, reply)]} for turns in rows]
