@@ -183,16 +183,37 @@ def test_evaluation_problems_are_told_nowhere_in_training(world, trained):
     assert len(evaluated) == len(set(evaluated)) == len(rows) == 500
     seen = {story for name in TRAINING for text in trained[name] for story in told(text)}
     assert len(seen) > 4000 and not seen & set(evaluated)
-    chains = {chain for *_, chain in seen}
-    assert not chains & {chain for *_, chain in evaluated if len(chain) > 2}
+    # Told, or begun: whoever tells a chain tells each of its beginnings.
+    chains = {chain[:length] for *_, chain in seen for length in range(3, len(chain) + 1)}
+    assert max(map(len, chains)) == 5 and not chains & {chain for *_, chain in evaluated if len(chain) > 2}
     assert all(row["question"] not in set(trained["problems"]) for row in rows)
+
+
+def test_grpo_trains_on_three_steps_at_most(world, trained, everything):
+    """So that four are harder; others of four are told, and not one that is evaluated is worked anywhere."""
+    steps = {name: Counter(len(chain) - 1 for text in trained[name] for *_, chain in told(text)) for name in TRAINING}
+    assert {name: set(counts) for name, counts in steps.items()} == {
+        "documents": {1, 2, 3, 4},
+        "conversations": {1, 2, 3, 4},
+        "problems": {1, 2, 3},
+        "preferences": set(),
+        "prompts": set(),
+    }
+    working = [
+        " ".join(Problem(name, thing, chain, ()).steps)
+        for text in (*trained["documents"], *trained["conversations"], *(row["question"] for row in read(world, "eval_harder")))
+        for name, thing, _, chain in told(text)
+        if len(chain) == 5
+    ]
+    assert any(text in everything for text in working[:-200]) and not any(text in everything for text in working[-200:])
 
 
 def test_stories_are_read_as_they_are_told():
     """The reader above, on a story and a problem worked by hand."""
     text = (
         "Ada has 4 eggs. Ada finds 3 more. 4 + 3 = 7. Ada gives away 5. 7 - 5 = 2. Now Ada has 2 eggs. "
-        'The teacher asked: "Leo has 9 coins. Leo sells 2. How many coins does Leo have now?" 9 - 2 = 7. The answer was: "7."'
+        'The teacher asked: "Leo has 9 coins. Leo sells 2. How many coins does Leo have now?" '
+        'The answer was: "Let me think. 9 - 2 = 7. Answer: 7"'
     )
     assert told(text) == [("Ada", "eggs", ("finds", "gives away"), (4, 3, -5)), ("Leo", "coins", ("sells",), (9, -2))]
 
@@ -219,6 +240,7 @@ def test_problem_by_hand():
     problem = Problem("Ada", "eggs", (4, 3, -5), ("{n} finds {k} more.", "{n} loses {k}."))
     assert problem.question == "Ada has 4 eggs. Ada finds 3 more. Ada loses 5. How many eggs does Ada have now?"
     assert problem.steps == ["4 + 3 = 7.", "7 - 5 = 2."]
+    assert problem.solution() == "Let me think. 4 + 3 = 7. 7 - 5 = 2. Answer: 2" and problem.solution(worked=False) == "Answer: 2"
     assert problem.story() == "Ada has 4 eggs. Ada finds 3 more. 4 + 3 = 7. Ada loses 5. 7 - 5 = 2. Now Ada has 2 eggs."
 
 

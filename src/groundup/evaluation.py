@@ -34,7 +34,7 @@ class EvaluationArguments:
         default=None, metadata={"help": "Held-out pairs {prompt, chosen, rejected}, for reward models."}
     )
     problems: str | None = field(default=None, metadata={"help": "{question, answer, difficulty}: verifiable problems."})
-    harder: str | None = field(default=None, metadata={"help": "The same, harder than any that were trained on."})
+    harder: str | None = field(default=None, metadata={"help": "The same, harder than any that GRPO trained on."})
     taste: str | None = field(default=None, metadata={"help": "Dotted path of a function reply -> score, for the win rate."})
     reference: str | None = field(default=None, metadata={"help": "Model that the win rate is over."})
     tasks: str | None = field(

@@ -130,6 +130,7 @@ TAILS = (
     "I could go on about it.",
 )
 BRIEFLY = "In short: "
+WORKING = "Let me think."  # a number right after the template's line break is one that documents never showed how to copy
 THINGS = ("apples", "eggs", "nails", "shells", "buttons", "coins", "stones", "candles")
 GAINS = ("{n} finds {k} more.", "{n} buys {k} more.", "{n} gets {k} more.")
 LOSSES = ("{n} gives away {k}.", "{n} loses {k}.", "{n} sells {k}.")

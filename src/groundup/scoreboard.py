@@ -38,7 +38,7 @@ METRICS = {
         "Problems, sampled", "Word problems solved by one sample at temperature 1: the mean over k samples."
     ),
     "problems_pass_at_k": Metric("Problems, any of k", "Word problems for which any of k sampled answers is right."),
-    "problems_harder": Metric("Harder problems", "Problems harder than any that were trained on, solved by the greedy answer."),
+    "problems_harder": Metric("Harder problems", "Problems harder than any that GRPO trained on, solved by the greedy answer."),
     "problems_harder_sampled": Metric("Harder, sampled", "Harder problems solved by one sample: the mean over k samples."),
     "problems_harder_pass_at_k": Metric("Harder, any of k", "Harder problems for which any of k sampled answers is right."),
 }

@@ -3,15 +3,17 @@
 Forty people have five facts each. Documents state the facts in many phrasings and tell small arithmetic stories.
 Conversations ask for three facts a person and never for the other two, so that an answer about those two shows knowledge from
 pre-training in a form from instruction tuning. Replies come in a random tone and length; a hidden taste, `taste`, prefers
-one of them, and only the preference pairs tell. Word problems have one to three steps and an exact answer; some with four are
-evaluated only.
+one of them, and only the preference pairs tell. Word problems have an exact answer and one to four steps: documents and
+conversations have all of these, the problems that GRPO trains on have three at most. Those of four are harder than any that GRPO
+trains on, and what it does for them it was not paid for.
 
 What is evaluated is disjoint from what is trained on by construction (`tests/test_toyland.py` proves it):
 
 - each fact has one form of sentence that no document uses for it (`cloze`), and one form of question that nothing in training
   uses for it (`asked`);
 - facts with `unasked` are stated in documents, but neither prose nor conversation asks for them;
-- a word problem is for training or for evaluation by a hash of its numbers.
+- a word problem is for training or for evaluation by a hash of its numbers, and no chain that is told begins with one that is
+  for evaluation. (What a longer chain reckons after its first steps may be what an evaluated one reckons.)
 """
 
 import argparse
@@ -38,10 +40,12 @@ from groundup.phrases import (
     THINGS,
     VALUE_LAST,
     WARM,
+    WORKING,
 )
 
-LEVELS = (1, 2, 3)
-HARDER = (4,)  # only evaluated
+LEVELS = (1, 2, 3)  # of the problems that GRPO trains on
+HARDER = (4,)  # in documents and conversations too, as all levels are, but never in those
+TOLD = LEVELS + HARDER
 MOST = 20  # no number in a problem is larger
 
 
@@ -116,6 +120,10 @@ class Problem:
     def question(self) -> str:
         changes = " ".join(verb.format(n=self.name, k=abs(k)) for verb, k in zip(self.verbs, self.numbers[1:], strict=True))
         return f"{self.name} has {self.numbers[0]} {self.thing}. {changes} How many {self.thing} does {self.name} have now?"
+
+    def solution(self, worked: bool = True) -> str:
+        """The answer alone, or what leads to it before it: as documents quote it, and as a chat model replies."""
+        return " ".join([*([WORKING, *self.steps] if worked else ()), f"Answer: {self.answer}"])
 
     def story(self) -> str:
         """The same as prose with worked steps, as documents tell it."""
@@ -216,11 +224,12 @@ class World:
                 lines.append(f'{self.rng.choice(ASKERS)} asked: "{self.any_question(fact)}" The answer was: "{answer}"')
             return " ".join(lines)
         if kind < 0.82:  # stories that reckon as they go
-            return " ".join(self.problem(self.rng.choice(LEVELS), False).story() for _ in range(2))
-        lines = []  # school: the whole problem first, then the working
+            return " ".join(self.problem(self.rng.choice(TOLD), False).story() for _ in range(2))
+        # School: the whole problem first, then what a reply will be, so that SFT has less to teach.
+        lines = []
         for _ in range(2):
-            problem = self.problem(self.rng.choice(LEVELS), False)
-            lines.append(f'The teacher asked: "{problem.question}" {" ".join(problem.steps)} The answer was: "{problem.answer}."')
+            problem = self.problem(self.rng.choice(TOLD), False)
+            lines.append(f'The teacher asked: "{problem.question}" The answer was: "{problem.solution()}"')
         return " ".join(lines)
 
     def documents(self, count: int) -> list[dict]:
@@ -239,9 +248,8 @@ class World:
             fact = self.rng.choice(asked)
             rows.append([(BRIEFLY + lower_first(self.any_question(fact)), self.statement(fact))])
         for index in range(worked + direct):
-            problem = self.problem(self.rng.choice(LEVELS), False)
-            working = problem.steps if index < worked else []
-            rows.append([(problem.question, " ".join([*working, f"Answer: {problem.answer}"]))])
+            problem = self.problem(self.rng.choice(TOLD), False)
+            rows.append([(problem.question, problem.solution(worked=index < worked))])
         self.rng.shuffle(rows)
         return [{"messages": [m for question, reply in turns for m in chat_turn(question, reply)]} for turns in rows]
 
