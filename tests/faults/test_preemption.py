@@ -118,13 +118,13 @@ def test_signal_before_training_goes_on_says_what_was_saved_before(rungs, start_
 
 
 def test_only_what_is_finished_is_pushed(rungs, start_recipe, tmp_path):
-    settings = {**rungs.settings("sft"), "push_to_hub": True}
+    settings = {**rungs.settings("sft"), "push_to_hub": True, "hub_strategy": "end"}
     pushed = tmp_path / "pushed"
     prelude = f"""
 from harm import around, signal_before
-around("transformers:Trainer.init_hf_repo", lambda inner, *args, **kwargs: None)
-around("transformers:Trainer._push_from_checkpoint", lambda inner, *args, **kwargs: None)
-around("transformers:Trainer.push_to_hub", lambda inner, *args, **kwargs: open({str(pushed)!r}, "a").write("pushed"))
+around("groundup.hub:Repository.open", lambda inner, repository: repository)
+around("groundup.hub:Repository.send", lambda inner, *args, **kwargs: 1 / 0)  # on the way
+around("groundup.hub:Repository.push", lambda inner, *args, **kwargs: [str(open({str(pushed)!r}, "a").write("pushed"))])
 """
     stopped = start_recipe("sft", tmp_path / "sft", settings, prelude + f"signal_before({STEP!r}, 3)")
     assert_saved(stopped, 3)

@@ -36,6 +36,7 @@ def become(job: dict) -> None:
     os.chdir(job["directory"])
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts in the background
     path = str(RECIPES / f"{job['recipe']}.py")
     sys.argv = [path, *job["arguments"]]
     status = 1

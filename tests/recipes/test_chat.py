@@ -1,5 +1,6 @@
 """A conversation in the terminal, or through a pipe: commands, several rungs, and the page's server as a process of its own."""
 
+import functools
 import io
 import json
 import os
@@ -122,7 +123,9 @@ def test_what_cannot_be_is_refused(talk, stages):
 
 def test_server_says_where_it_is_and_ends_on_interrupt(stages):
     command = [sys.executable, SCRIPT, str(stages / "sft"), "--web", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which what a shell starts in the background ignores
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=heed)
     try:
         url = process.stdout.readline().split()[0]
         assert url.startswith("http://127.0.0.1:")
