@@ -22,8 +22,10 @@ def reading(path: str, where: str = "", kind: str = "model") -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        words = str(error)
+    except Exception as error:
+        words, told = str(error), (OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError)
+        if not isinstance(error, told) and type(error) is not Exception:  # tokenizers raises that of a file it cannot read
+            raise
         if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" not in words:
             raise
         what, fix = f"the {kind} `{path}` cannot be read", "put the files back as they were written"

@@ -139,7 +139,7 @@ def test_damaged_parent_is_refused(file, how, rungs, tmp_path):
         describe_parent(str(parent))
     assert refused.value.where == str(parent)
     assert ("weights" if file == "model.safetensors" else "tokenizer") in refused.value.what
-    with pytest.raises(InputError, match="changed or damaged"):
+    with pytest.raises(InputError, match="changed or damaged|cannot be read|is no template"):  # whoever comes to it first
         run_recipe("reward", tmp_path / "reward", **{**rungs.settings("reward"), "model_name_or_path": str(parent)})
     assert not (tmp_path / "reward").exists()
 

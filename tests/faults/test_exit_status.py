@@ -134,7 +134,7 @@ FAULTS = {
         1,
         "lower `learning_rate` and go on with `--allow_change learning_rate`, or mend the rows that are named",
         "failed",
-        "the gradient is no number in 1 steps in a row, up to step 3",
+        "loss or gradient is no number in 1 steps in a row, up to step 3",
         prelude=at_step_two("trainer.model.get_input_embeddings().weight.grad.fill_(float('nan'))"),
         settings={"max_skipped_steps": 0},
     ),
