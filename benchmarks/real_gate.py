@@ -30,7 +30,7 @@ from runs import ROOT, recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 EASY, K, LONGEST = 20, 16, 40  # numbers below; tries; tokens of "(48 + 5) / 2 = 26.5. Answer: 26.5" and more
-VARIANTS, PROBES = 4, 4  # the same problem with other numbers: for instruction tuning, and for a look at what was learnt
+VARIANTS, PROBES = 6, 4  # the same problem with other numbers: for instruction tuning, and for a look at what was learnt
 RUNS = {"curriculum, seed 0": (True, 0), "curriculum, seed 1": (True, 1), "in turn, seed 0": (False, 0)}
 QUICK: dict[str, dict[str, Any]] = {"sft": {"max_steps": 1, "per_device_train_batch_size": 8}}
 QUICK["grpo"] = QUICK["sft"] | {"num_generations": 4, "gate_prompts": 2, "max_completion_length": 4, "force": True}
@@ -146,7 +146,7 @@ def train(name: str, directory: Path, quick: bool, **changed: Any) -> Path:
 
 def gate(model: Path, problems: Path, directory: Path, quick: bool) -> dict[str, Any]:
     """gate.json of `model` on `problems`: what recipes/grpo.py finds before its first step, which is taken and thrown away."""
-    asked = {"max_completion_length": LONGEST, "gate_prompts": 256, "force": True, "max_steps": 1, "num_generations": K}
+    asked = {"max_completion_length": LONGEST, "gate_prompts": 128, "force": True, "max_steps": 1, "num_generations": K}
     train("grpo", directory, quick, dataset=str(problems), model_name_or_path=str(model), log_completions=False, **asked)
     return json.loads((directory / "gate.json").read_text())
 
@@ -250,7 +250,8 @@ def main() -> None:
     arguments.add_argument("--ladder", type=Path, help="folder that holds out/real/sft")
     arguments.add_argument("--data", type=Path, help="folder that holds mawps/ and gsm8k/")
     arguments.add_argument("--work", type=Path, default=Path("out/real_gate"))
-    arguments.add_argument("--steps", type=int, default=60, help="of GRPO")
+    arguments.add_argument("--runs", type=int, default=len(RUNS), help=f"of GRPO, the first of: {'; '.join(RUNS)}")
+    arguments.add_argument("--steps", type=int, default=40, help="of GRPO")
     args = arguments.parse_args()
     if not args.quick and not (args.ladder and args.data):
         raise SystemExit("error: give --ladder, where benchmarks/real_text.sh has run, and --data")
@@ -266,24 +267,25 @@ def main() -> None:
     sets = prepare(rows, work / "prepared")
     files = {name: work / "prepared" / f"{name}.jsonl" for name in sets}
 
-    # Sums shown; then GRPO on the easiest problems
     sums = train("sft", work / "sums", args.quick, datasets=None, dataset=str(files["sums"]), model_name_or_path=str(start))
     models = {"the chat model": start, "sums shown": sums}
-    changes = {"dataset": str(files["easiest_train"]), "model_name_or_path": str(sums), "gate_prompts": 256}
-    changes |= {"max_steps": args.steps, "max_completion_length": LONGEST, "num_generations": K, "force": True}
-    for name, (curriculum, seed) in list(RUNS.items())[: 1 if args.quick else None]:
-        directory = work / f"grpo-{name.replace(', ', '-').replace(' ', '-')}"
-        models[f"GRPO, {name}"] = train("grpo", directory, args.quick, curriculum=curriculum, seed=seed, **changes)
 
-    # What the gate says of either model
+    # What the gate says of both
     gates: dict[str, dict[str, Any]] = {}
     problems = {"mawps": files["problems_train"]} | ({} if args.quick else {"gsm8k": args.data.resolve() / "gsm8k/train.jsonl.gz"})
     problems["easiest"] = files["easiest_train"]
-    for model in ("sums shown",) if args.quick else ("the chat model", "sums shown"):
-        for name, path in problems.items():
+    for model in ("sums shown",) if args.quick else models:
+        for name, path in list(problems.items())[: 1 if args.quick else None]:
             gates[f"{model}, {name}"] = gate(models[model], path, work / f"gate-{models[model].name}-{name}", args.quick)
     lines = [[name, *gate_table(found)[-1][1:], "go on" if found["signal"] else "stop"] for name, found in gates.items()]
     print("\n" + table(["model, problems", *gate_table(next(iter(gates.values())))[0][1:], "verdict"], lines) + "\n")
+
+    # GRPO on the easiest problems
+    changes = {"dataset": str(files["easiest_train"]), "model_name_or_path": str(sums), "gate_prompts": 0, "num_generations": K}
+    changes |= {"max_steps": args.steps, "max_completion_length": LONGEST}
+    for name, (curriculum, seed) in list(RUNS.items())[: 1 if args.quick else args.runs]:
+        directory = work / f"grpo-{name.replace(', ', '-').replace(' ', '-')}"
+        models[f"GRPO, {name}"] = train("grpo", directory, args.quick, curriculum=curriculum, seed=seed, **changes)
 
     # Held out, before and after
     found = {name: measure(path, sets, args.quick) for name, path in models.items()}
