@@ -30,7 +30,7 @@ from runs import ROOT, recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 EASY, K, LONGEST = 20, 16, 40  # numbers below; tries; tokens of "(48 + 5) / 2 = 26.5. Answer: 26.5" and more
-VARIANTS, PROBES = 6, 4  # the same problem with other numbers: for instruction tuning, and for a look at what was learnt
+VARIANTS, PROBES = 4, 4  # the same problem with other numbers: for instruction tuning, and for a look at what was learnt
 RUNS = {"curriculum, seed 0": (True, 0), "curriculum, seed 1": (True, 1), "in turn, seed 0": (False, 0)}
 QUICK: dict[str, dict[str, Any]] = {"sft": {"max_steps": 1, "per_device_train_batch_size": 8}}
 QUICK["grpo"] = QUICK["sft"] | {"num_generations": 4, "gate_prompts": 2, "max_completion_length": 4, "force": True}
@@ -127,7 +127,10 @@ def prepare(rows: list[dict], folder: Path) -> dict[str, list[dict]]:
         "easiest": [shown(row) for row in easy],
         "easiest_other_numbers": [shown(row) | {"item": row["item"]} for row in probes],
         "one_operation": [shown(row) for row in held_out if len(row["equation_prefix"].split()) == 3 and not is_easy(row)],
-        "sums": [shown(row) for row in [*worked, *(other for _, other in changed if other), *drills]],
+        "sums": [
+            {"prompt": said["question"], "completion": said["completion"]}
+            for said in map(shown, [*worked, *(other for _, other in changed if other), *drills])
+        ],
     }
     for name, some in made.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
