@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 EASY, K, LONGEST = 20, 16, 40  # numbers below; tries; tokens of "(48 + 5) / 2 = 26.5. Answer: 26.5" and more
 VARIANTS, PROBES = 4, 4  # the same problem with other numbers: for instruction tuning, and for a look at what was learnt
+PARTS = ("shows one sum", "of the problem's numbers", "right operation", "reckoned right", "repeats the result")
 RUNS = {"curriculum, seed 0": (True, 0), "curriculum, seed 1": (True, 1), "in turn, seed 0": (False, 0)}
 QUICK: dict[str, dict[str, Any]] = {"sft": {"max_steps": 1, "per_device_train_batch_size": 8}}
 QUICK["grpo"] = QUICK["sft"] | {"num_generations": 4, "gate_prompts": 2, "max_completion_length": 4, "force": True}
@@ -167,6 +168,7 @@ def measure(path: Path, sets: dict[str, list[dict]], quick: bool) -> dict[str, A
             "right": right,
             "replies": replies,
             "shuffled": by_chance(replies, rows),
+            "parts": {part: statistics.fmean(anatomy(*pair)[part] for pair in zip(replies, rows, strict=True)) for part in PARTS},
             "operations": {
                 sign: [sum(hits), len(hits)]
                 for sign in SIGNS
@@ -181,6 +183,23 @@ def measure(path: Path, sets: dict[str, list[dict]], quick: bool) -> dict[str, A
     found["sampled_shuffled"] = by_chance(replies, asked, k)
     found["any_of_k"] = stats.estimate([max(hits[n : n + k]) for n in range(0, len(hits), k)])
     return found
+
+
+def anatomy(reply: str, row: dict) -> dict[str, float]:
+    """Which parts of a reply that shows one sum of two numbers are right, whatever the others are; one that does not has none."""
+    shape = re.fullmatch(r"(\S+) ([-+*/]) (\S+) = (\S+)\. Answer: (\S+)", reply)
+    numbers = [NUMBER.fullmatch(shape[n]) for n in (1, 3, 4)] if shape else [None]
+    if not shape or not all(numbers):
+        return dict.fromkeys(PARTS, 0.0)
+    a, b, said = float(shape[1]), float(shape[3]), shape[4]
+    asked = [float(number) for number in NUMBER.findall(row["question"])]
+    return {
+        "shows one sum": 1.0,
+        "of the problem's numbers": float(a in asked and b in asked),
+        "right operation": float(shape[2] == row["operation"]),
+        "reckoned right": float(written(SIGNS[shape[2]](a, b)) == said),
+        "repeats the result": float(said == shape[5]),
+    }
 
 
 def by_chance(replies: list[str], rows: list[dict], k: int = 1) -> float:
@@ -232,7 +251,7 @@ def percent(estimate: dict[str, float]) -> str:
 
 
 def outcomes(found: dict[str, dict[str, Any]]) -> str:
-    """Two tables: how many of the held-out problems each model solves, and what that is worth."""
+    """Tables: how many of the held-out problems each model solves, and what that is worth."""
     start = found["sums shown"]["easiest"]["right"]
     solved, worth = [], []
     for name, one in found.items():
@@ -245,7 +264,8 @@ def outcomes(found: dict[str, dict[str, Any]]) -> str:
     names = ["held out", "easiest, greedy", "sampled", f"any of {K}", "greedy, gained", "with other numbers", "larger numbers"]
     signs = list(next(iter(found.values()))["easiest"]["operations"])
     heads = ["greedy, easiest", "to another problem", "sampled, to another", *signs]
-    return f"{table(names, solved)}\n\n{table(heads, worth)}"
+    parts = [[name, *(f"{100 * share:.0f} %" for share in one["easiest"]["parts"].values())] for name, one in found.items()]
+    return "\n\n".join((table(names, solved), table(heads, worth), table(["greedy, easiest", *PARTS], parts)))
 
 
 def main() -> None:
@@ -254,7 +274,7 @@ def main() -> None:
     arguments.add_argument("--data", type=Path, help="folder that holds mawps/ and gsm8k/")
     arguments.add_argument("--work", type=Path, default=Path("out/real_gate"))
     arguments.add_argument("--runs", type=int, default=len(RUNS), help=f"of GRPO, the first of: {'; '.join(RUNS)}")
-    arguments.add_argument("--steps", type=int, default=40, help="of GRPO")
+    arguments.add_argument("--steps", type=int, default=50, help="of GRPO")
     args = arguments.parse_args()
     if not args.quick and not (args.ladder and args.data):
         raise SystemExit("error: give --ladder, where benchmarks/real_text.sh has run, and --data")
@@ -284,8 +304,8 @@ def main() -> None:
     print("\n" + table(["model, problems", *gate_table(next(iter(gates.values())))[0][1:], "verdict"], lines) + "\n")
 
     # GRPO on the easiest problems
-    changes = {"dataset": str(files["easiest_train"]), "model_name_or_path": str(sums), "gate_prompts": 0, "num_generations": K}
-    changes |= {"max_steps": args.steps, "max_completion_length": LONGEST}
+    changes = {"dataset": str(files["easiest_train"]), "model_name_or_path": str(sums), "gate_prompts": 0, "num_generations": 8}
+    changes |= {"per_device_train_batch_size": 64, "max_steps": args.steps, "max_completion_length": LONGEST}
     for name, (curriculum, seed) in list(RUNS.items())[: 1 if args.quick else args.runs]:
         directory = work / f"grpo-{name.replace(', ', '-').replace(' ', '-')}"
         models[f"GRPO, {name}"] = train("grpo", directory, args.quick, curriculum=curriculum, seed=seed, **changes)
@@ -299,6 +319,9 @@ def main() -> None:
     for name, one in found.items():
         for row, reply in list(zip(sets["easiest"], one["easiest"]["replies"], strict=False))[:3]:
             print(f"\n{name}: {row['question']} -> {reply!r}")
+    for one in found.values():  # pages of them
+        for name in ("easiest", "easiest_other_numbers", "one_operation"):
+            del one[name]["replies"]
     last_line({**about, "gates": gates, "held_out": found, "without_reading": guesses})
 
 

@@ -139,9 +139,25 @@ def test_nothing_trained_on_is_a_held_out_problem_in_other_words(tmp_path, capsy
     train += [problem(f"{n} cats and 2 dogs. How many?", "+ number0 number1", [float(n), 2.0], n + 2.0) for n in (9, 90)]
     made = real_gate.prepare([*held_out, *train], tmp_path)
     assert [row["answer"] for row in made["easiest_train"]] == ["11"] and [row["answer"] for row in made["easiest"]] == ["6"]
-    assert any(row["question"].startswith("90 cats") for row in made["sums"])
-    assert not any("figs" in row["question"] or row["question"].startswith("9 cats") for row in made["sums"])
+    assert any(row["prompt"].startswith("90 cats") for row in made["sums"])
+    assert not any("figs" in row["prompt"] or row["prompt"].startswith("9 cats") for row in made["sums"])
     assert all(row["item"] == 0 and "figs" in row["question"] for row in made["easiest_other_numbers"])
+
+
+@pytest.mark.parametrize(
+    ("reply", "right"),
+    [
+        ("8 - 2 = 6. Answer: 6", [1, 1, 1, 1, 1]),
+        ("8 + 2 = 10. Answer: 1", [1, 1, 0, 1, 0]),
+        ("1 - 2 = 18. Answer: 18", [1, 0, 1, 0, 1]),
+        ("(8 - 2) - 1 = 5. Answer: 5", [0] * 5),
+        ("8 - x = 6. Answer: 6", [0] * 5),
+        ("12", [0] * 5),
+    ],
+)
+def test_a_reply_is_taken_apart(reply, right):
+    found = real_gate.anatomy(reply, {"question": "Ann had 8 figs and ate 2.", "operation": "-"})
+    assert list(found.values()) == right and tuple(found) == real_gate.PARTS
 
 
 def test_guessing_is_exposed():
