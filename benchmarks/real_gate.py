@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from groundup import stats
+from groundup import answers, stats
 from groundup.evaluation import Model
 from groundup.scoreboard import gate_table
 from groundup.verifier import shared
@@ -168,6 +168,7 @@ def measure(path: Path, sets: dict[str, list[dict]], quick: bool) -> dict[str, A
             "right": right,
             "replies": replies,
             "shuffled": by_chance(replies, rows),
+            "says_most": Counter(answers.extract(reply) for reply in replies).most_common(1)[0],
             "parts": {part: statistics.fmean(anatomy(*pair)[part] for pair in zip(replies, rows, strict=True)) for part in PARTS},
             "operations": {
                 sign: [sum(hits), len(hits)]
@@ -260,10 +261,18 @@ def outcomes(found: dict[str, dict[str, Any]]) -> str:
         cells += [stats.difference(easiest["right"], start), one["easiest_other_numbers"]["greedy"], one["one_operation"]["greedy"]]
         solved.append([name, *map(percent, cells)])
         chance = [f"{100 * share:.0f} %" for share in (easiest["shuffled"], one["sampled_shuffled"])]
-        worth.append([name, *chance, *(f"{right:.0f} of {of}" for right, of in easiest["operations"].values())])
+        most, times = easiest["says_most"]
+        worth.append(
+            [
+                name,
+                f"{most}, {times} of {len(start)}",
+                *chance,
+                *(f"{right:.0f} of {of}" for right, of in easiest["operations"].values()),
+            ]
+        )
     names = ["held out", "easiest, greedy", "sampled", f"any of {K}", "greedy, gained", "with other numbers", "larger numbers"]
     signs = list(next(iter(found.values()))["easiest"]["operations"])
-    heads = ["greedy, easiest", "to another problem", "sampled, to another", *signs]
+    heads = ["greedy, easiest", "says most", "to another problem", "sampled, to another", *signs]
     parts = [[name, *(f"{100 * share:.0f} %" for share in one["easiest"]["parts"].values())] for name, one in found.items()]
     return "\n\n".join((table(names, solved), table(heads, worth), table(["greedy, easiest", *PARTS], parts)))
 
