@@ -13,6 +13,7 @@ sys.path.append(str(ROOT / "benchmarks"))  # as python does for a script
 
 import gpu  # noqa: E402
 import measure  # noqa: E402
+import real_gate  # noqa: E402
 
 PARTS = {"measure", "peers", "runs"}  # what benchmarks share
 SCRIPTS = [path for path in sorted((ROOT / "benchmarks").iterdir()) if path.suffix in (".py", ".sh") and path.stem not in PARTS]
@@ -88,6 +89,85 @@ def test_real_text_table_ends_in_its_figures(tmp_path):
     said = run(ROOT / "benchmarks" / "real_text_table.py", tmp_path)
     assert "| pretrain | 1.700 (1.600 to 1.800) |" in said
     assert last_json(said)["metrics"] == {"pretrain": {"bits_per_byte": 1.7}} and "sft" in last_json(said)["unfinished"]
+
+
+# ---- real_gate.py
+
+
+def problem(question, equation, numbers, answer, fold="train"):
+    return {"question": question, "equation_prefix": equation, "numbers": numbers, "answer": answer, "fold": fold}
+
+
+def test_a_sum_is_written_out_from_the_equation():
+    row = problem("Bo had 8 figs, got 2, and shared them among 5.", "/ + number0 number1 number2", [8.0, 2.0, 5.0], 2.0)
+    assert real_gate.shown(row)["completion"] == "(8 + 2) / 5 = 2. Answer: 2"
+    assert real_gate.work_out("- number1 number0", [3.0, 7.5]) == ("7.5 - 3", 4.5, False)
+    assert not real_gate.work_out("- number0 number1", [3.0, 7.0])[2] and real_gate.work_out("+ number0 12.0", [3.0])[1] == 15
+
+
+@pytest.mark.parametrize(
+    ("equation", "numbers", "answer", "easy"),
+    [
+        ("- number0 number1", [8.0, 2.0, 19.0], 6.0, True),
+        ("- number0 number1", [8.0, 2.0, 20.0], 6.0, False),
+        ("+ number0 number1", [12.0, 9.0], 21.0, False),
+        ("/ number0 number1", [3.0, 2.0], 1.5, False),
+        ("* number0 12.0", [1.0], 12.0, False),
+        ("+ + number0 number1 number2", [1.0, 2.0, 3.0], 6.0, False),
+    ],
+)
+def test_easy_is_told_by_the_problem(equation, numbers, answer, easy):
+    assert real_gate.is_easy(problem("", equation, numbers, answer)) == easy
+
+
+def test_other_numbers_make_another_problem_of_the_same_mould():
+    row = problem("Ann had 8 figs and ate 2. 15 birds sang. How many are left?", "- number0 number1", [8.0, 2.0, 15.0], 6.0)
+    for seed in range(20):
+        other = real_gate.with_other_numbers(row, real_gate.random.Random(seed))
+        a, b, c = other["numbers"]
+        assert other["answer"] == a - b >= 0 and not {a, b, c} & {8, 2, 15} and len({a, b, c}) == 3
+        assert other["question"] == f"Ann had {a:.0f} figs and ate {b:.0f}. {c:.0f} birds sang. How many are left?"
+    assert real_gate.mould(row["question"].replace("Ann", "Bo")) == real_gate.mould(other["question"])
+    twice = problem("Ann had 8 figs and got 8.", "+ number0 number1", [8.0, 8.0], 16.0)
+    assert real_gate.with_other_numbers(twice, real_gate.random.Random(0)) is None
+
+
+def test_nothing_trained_on_is_a_held_out_problem_in_other_words(tmp_path, capsys):
+    ask = "{} had {} figs and ate 2. How many are left?"
+    held_out = [problem(ask.format("Ann", 8), "- number0 number1", [8.0, 2.0], 6.0, "dev")]
+    train = [problem(ask.format("Bo", n), "- number0 number1", [float(n), 2.0], n - 2.0) for n in (9, 90)]
+    train += [problem(f"{n} cats and 2 dogs. How many?", "+ number0 number1", [float(n), 2.0], n + 2.0) for n in (9, 90)]
+    made = real_gate.prepare([*held_out, *train], tmp_path)
+    assert [row["answer"] for row in made["easiest_train"]] == ["11"] and [row["answer"] for row in made["easiest"]] == ["6"]
+    assert any(row["prompt"].startswith("90 cats") for row in made["sums"])
+    assert not any("figs" in row["prompt"] or row["prompt"].startswith("9 cats") for row in made["sums"])
+    assert all(row["item"] == 0 and "figs" in row["question"] for row in made["easiest_other_numbers"])
+
+
+@pytest.mark.parametrize(
+    ("reply", "right"),
+    [
+        ("8 - 2 = 6. Answer: 6", [1, 1, 1, 1, 1]),
+        ("8 + 2 = 10. Answer: 1", [1, 1, 0, 1, 0]),
+        ("1 - 2 = 18. Answer: 18", [1, 0, 1, 0, 1]),
+        ("(8 - 2) - 1 = 5. Answer: 5", [0] * 5),
+        ("8 - x = 6. Answer: 6", [0] * 5),
+        ("12", [0] * 5),
+    ],
+)
+def test_a_reply_is_taken_apart(reply, right):
+    found = real_gate.anatomy(reply, {"question": "Ann had 8 figs and ate 2.", "operation": "-"})
+    assert list(found.values()) == right and tuple(found) == real_gate.PARTS
+
+
+def test_guessing_is_exposed():
+    rows = [{"question": f"{n} and 2", "answer": str(n - 2), "operation": "-"} for n in (8, 9, 10, 14)]
+    found = real_gate.rules([{"answer": "6"}] * 2 + [{"answer": "1"}], rows)
+    assert found["always 6"] == 0.25 and found["always -"] == 1.0 and found["always +"] == 0.0
+    assert real_gate.by_chance(["Answer: 6"] * 4, rows) == 0.25  # the same to everyone is right as often by chance
+    assert real_gate.by_chance([f"Answer: {row['answer']}" for row in rows], rows) == 0.0
+    twice = [row for row in rows for _ in range(2)]
+    assert real_gate.by_chance([f"Answer: {row['answer']}" for row in twice], twice, k=2) == 0.0
 
 
 # ---- gpu.sh

@@ -49,6 +49,15 @@ def test_advice_fits_the_cause(some, said):
     assert len(found) == len(said) and all(words in line for words, line in zip(said, found, strict=True))
 
 
+def test_a_reward_of_degrees_is_a_signal_though_nothing_passes():
+    """A reward model's scores may all be below 0, and length's are."""
+    graded = Tried(None, [-3.0, -1.0, float("nan"), -2.0], None, [False] * K)
+    flat = Tried(None, [-1.0, -1.0, float("nan"), -1.0], None, [False] * K)
+    found = summarise([graded, flat])["all"]
+    assert found["pass_at_1"]["value"] == 0.0 and found["mixed"]["value"] == 0.5
+    assert not Tried(None, [float("nan")] * K, None, [False] * K).mixed
+
+
 class Answering(GRPOTrainer):
     """Says the right answer to some prompts, by the number in the prompt, to the first completions of a group."""
 

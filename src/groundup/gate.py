@@ -5,6 +5,7 @@ often a run that could have been told so before its first step.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,22 @@ TOO_LONG, TOO_SELDOM_IN_FORMAT = 0.5, 0.5
 
 @dataclass
 class Tried:
-    """One prompt's completions: did each pass, was each in the format (None: no such reward), was each cut off."""
+    """One prompt's completions: the first reward of each, was it in the format (None: no such reward), was it cut off."""
 
     difficulty: Any
-    passed: list[bool]
+    rewards: list[float]
     in_format: list[bool] | None
     cut_off: list[bool]
 
     @property
+    def passed(self) -> list[bool]:
+        return [reward > PASS for reward in self.rewards]
+
+    @property
     def mixed(self) -> bool:
-        return any(self.passed) and not all(self.passed)
+        """Whether the rewards differ: some pass and some fail, or, of a reward that knows more than that, some are better."""
+        known = [reward for reward in self.rewards if not math.isnan(reward)]
+        return bool(known) and max(known) - min(known) > 1e-6
 
 
 def try_out(trainer: GRPOTrainer, prompts: int) -> list[Tried]:
@@ -63,7 +70,7 @@ def try_out(trainer: GRPOTrainer, prompts: int) -> list[Tried]:
                 tried.append(
                     Tried(
                         row.get("difficulty"),
-                        (rewards[mine, 0] > PASS).tolist(),
+                        rewards[mine, 0].tolist(),
                         None if form is None else (rewards[mine, form] > PASS).tolist(),
                         (~ended[mine]).tolist(),
                     )
