@@ -134,6 +134,7 @@ def test_template_without_system_is_noticed(tiny_base, tmp_path):
 
 def test_what_writes_no_text_is_refused(tiny_base, tokenizer, tmp_path):
     AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=1).save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
     with pytest.raises(InputError, match="scores text and writes none"):
         Speaker(str(tmp_path / "reward"))
     with pytest.raises(InputError, match="no model"):

@@ -80,7 +80,9 @@ def test_what_was_trained_on_is_found_again_and_said_beside_the_figure(evaluate,
         (directory / file.name).write_bytes(file.read_bytes())
     taught = write("documents.jsonl", [{"text": rows[0]["text"]}])
     data = [{"name": taught, **describe_files(find_files(taught))}]
-    record.write(directory, {"rung": "pretrain", "status": "finished", "data": data, "seed": 0, "config": {}})
+    record.write(
+        directory, {"rung": "pretrain", "status": "finished", "data": data, "seed": 0, "config": {}} | record.hashes(directory)
+    )
     said = evaluate("--models", directory, "--documents", world / "eval_documents.jsonl", "--max_rows", 4)
     found = record.read_evaluation(directory)
     seen = found["overlap"]["documents"]
@@ -96,7 +98,7 @@ def test_what_was_trained_on_is_found_again_and_said_beside_the_figure(evaluate,
 def test_no_model_is_refused(evaluate):
     with pytest.raises(InputError, match="no model to measure"):
         evaluate("--max_rows", 4)
-    with pytest.raises(InputError, match="no model `no/such-model`"):
+    with pytest.raises(InputError, match="no model in `no/such-model`"):
         evaluate("--model", "no/such-model")
 
 
