@@ -104,7 +104,7 @@ class Model:
         """(reply, ended its turn by itself) for each question, put as one user turn. Temperature 0 is greedy."""
         torch.manual_seed(seed)
         own = self.model.generation_config.eos_token_id  # some models of the Hub have several ends
-        turn_ends = self.turn_ends | set(own if isinstance(own, list) else [] if own is None else [own])
+        turn_ends = self.turn_ends | (set(own if isinstance(own, list) else [] if own is None else [own]) - {self.end_of_text})
         stops = sorted({self.end_of_text, *turn_ends})
         encoded = [self.encode_turn(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
