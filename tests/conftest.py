@@ -37,6 +37,16 @@ def build_tiny(tokenizer):
     return build_model(build_config("qwen3", tokenizer, sizes, max_length=512), seed=0)
 
 
+def write_stage(model, tokenizer, directory):
+    """The files of a model that a rung starts from."""
+    from groundup.stage import chat_generation_config
+
+    model.generation_config = chat_generation_config(tokenizer)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 @pytest.fixture
 def tiny_model(tokenizer):
     """A random qwen3 of two layers with the tokenizer's vocabulary, new for each test."""
@@ -46,30 +56,21 @@ def tiny_model(tokenizer):
 @pytest.fixture(scope="session")
 def tiny_base(tokenizer, tmp_path_factory):
     """Directory with the weights of such a model, its tokenizer and template: what a rung starts from. Read only."""
-    from groundup.stage import chat_generation_config
-
     directory = tmp_path_factory.mktemp("base")
     model = build_tiny(tokenizer)
-    model.generation_config = chat_generation_config(tokenizer)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return write_stage(model, tokenizer, directory)
 
 
 @pytest.fixture(scope="session")
 def talker(tokenizer, tmp_path_factory):
     """Directory with a random model that says something else to each question, where `tiny_base` repeats a token. Read only."""
     from groundup.model import build_config, build_model
-    from groundup.stage import chat_generation_config
 
     directory = tmp_path_factory.mktemp("talker")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     sizes["tie_word_embeddings"] = False
     model = build_model(build_config("qwen3", tokenizer, sizes, max_length=512), seed=0, embedding_std=1.0)
-    model.generation_config = chat_generation_config(tokenizer)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return write_stage(model, tokenizer, directory)
 
 
 @pytest.fixture(scope="session")

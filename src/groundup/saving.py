@@ -15,6 +15,7 @@ import torch.distributed
 import trl
 from groundup.checkpoint import MANIFEST, checkpoints, discard, rotate, seal
 from groundup.errors import InputError, Preempted, RunError
+from groundup.preflight import BATCH
 from groundup.reading import asks_to_run
 from groundup.running import Run
 from groundup.stopping import STOP
@@ -160,8 +161,7 @@ def check_split(trainer: Trainer, run: Run) -> None:
 
 def split_of(args: TrainingArguments) -> dict[str, int]:
     """How the rows of a step are split."""
-    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    return {**{name: getattr(args, name) for name in names}, "processes": args.world_size}
+    return {**{name: getattr(args, name) for name in BATCH[:2]}, "processes": args.world_size}
 
 
 def numbers_only(load: Callable, files: str, checkpoint: str | None) -> Callable:
