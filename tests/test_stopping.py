@@ -54,7 +54,7 @@ def test_forked_worker_dies_of_it_as_it_would_have(request_to_stop):
 
 
 RECIPE = """
-import os
+import os, time
 from groundup.stopping import StopRequest
 request, parent = StopRequest(), os.getppid()
 request.listen()
@@ -62,6 +62,7 @@ request.defer()
 print("listening", flush=True)
 while request.asked is None and os.getppid() == parent:
     os.sched_yield()
+time.sleep(1)  # a child has its new parent an instant before the signal that tells it so
 print(request.asked, flush=True)
 """
 PARENT = """
