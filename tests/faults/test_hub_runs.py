@@ -10,9 +10,9 @@ from groundup import record
 from groundup.checkpoint import damage
 from hub_server import READ, WRITE, Fault, running
 
-from faults.conftest import pair
+from faults.conftest import SPLIT, pair
 from faults.test_preemption import weights_of
-from faults.test_ranks import SPLIT, assert_goes_on_to, whole  # noqa: F401
+from faults.test_ranks import assert_goes_on_to
 
 PRELUDE = """
 from types import SimpleNamespace
@@ -85,7 +85,7 @@ def test_killed_run_goes_on_from_the_hub_on_a_machine_that_has_nothing(server, r
     assert record.verify(tmp_path / "third") == []
 
 
-def test_first_of_two_processes_speaks_with_the_hub(server, whole, start_pushed, tmp_path):  # noqa: F811
+def test_first_of_two_processes_speaks_with_the_hub(server, whole_pair, start_pushed, tmp_path):
     """The second has no way to it, and nothing waits for one that it does not have."""
     no_hub = "import groundup.hub; groundup.hub.Repository = None"
     first = start_pushed("first", KILL, second_process=no_hub)
@@ -93,7 +93,7 @@ def test_first_of_two_processes_speaks_with_the_hub(server, whole, start_pushed,
     assert "last-checkpoint/rng_state_1.pth" in server.files("me/run")
     shutil.rmtree(tmp_path / "first")
     second = start_pushed("second", second_process=no_hub)
-    assert_goes_on_to(whole, second)
+    assert_goes_on_to(whole_pair, second)
     assert "sft: checkpoint-2 is from me/run on the Hub" in second[0].stdout and "Hub" not in second[1].stdout
     assert server.files("me/run")["model.safetensors"] == (tmp_path / "second" / "model.safetensors").read_bytes()
 
