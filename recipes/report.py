@@ -7,7 +7,9 @@ import argparse
 import sys
 
 from groundup.errors import InputError
-from groundup.report import collect, markdown_table, results, write_report
+from groundup.report import collect, write_report
+from groundup.results import compare, has_overlap, lines, markdown_table
+from groundup.scoreboard import OVERLAP
 
 
 def main(run_dir: str) -> None:
@@ -16,7 +18,8 @@ def main(run_dir: str) -> None:
 
     # 2. Print the table
     if sys.stdout.isatty():
-        print_table(results(report))
+        print_table(lines(report))
+        print(OVERLAP if has_overlap(compare(report)) else "", end="")
     else:
         print(markdown_table(report))
 
@@ -24,18 +27,18 @@ def main(run_dir: str) -> None:
     print(f"\n{write_report(run_dir)}")
 
 
-def print_table(lines: list[list[str]]) -> None:
+def print_table(results: list[list[str]]) -> None:
     """The results turned on their side, a column per rung, to fit a terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    (_, *rungs), *metrics = zip(*lines, strict=True)
+    (_, *rungs), *metrics = zip(*results, strict=True)
     table = Table("")
     for rung in rungs:
         table.add_column(Text(rung))
     for cells in metrics:
-        table.add_row(*(Text(cell.strip("*"), style="bold" if cell.startswith("**") else "") for cell in cells))
+        table.add_row(*(Text(cell.replace("**", ""), style="bold" if cell.startswith("**") else "") for cell in cells))
     Console().print(table)
 
 
