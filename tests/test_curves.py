@@ -93,8 +93,7 @@ def test_ticks_are_round_and_enclose():
 
 
 def test_smoothing_keeps_the_start_and_short_runs():
-    short = [(s, s % 2) for s in range(30)]
-    assert curves._smooth(short) == short
-    long = [(s, 10.0 if s == 0 else s % 2) for s in range(400)]
-    smooth = curves._smooth(long)
-    assert smooth[0] == (0, 10.0) and abs(smooth[200][1] - 0.5) < 0.1
+    short = curves.thin("loss", [(s, s % 2) for s in range(30)], 240)
+    assert all(value == mean for _, value, mean in short.points) and not short.smooth
+    long = curves.thin("loss", [(s, 10.0 if s == 0 else s % 2) for s in range(400)], 400)
+    assert long.points[0] == (0, 10.0, 10.0) and abs(long.points[200][2] - 0.5) < 0.1 and long.smooth

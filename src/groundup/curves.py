@@ -5,6 +5,7 @@
 
 import math
 import re
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,15 +123,30 @@ def chart(found: dict[str, dict[str, dict[str, Points]]]) -> list[Chart]:
 
 
 def thin(label: str, points: Points, most: int) -> Line:
-    """The first point, the last, and of each stretch between the one farthest from the running mean, so that no spike is lost."""
-    means = _smooth(points)
-    kept = [(x, y, mean) for (x, y), (_, mean) in zip(points, means, strict=True)]
-    if len(kept) > most:
-        inner = kept[1:-1]
-        stride = -(-len(inner) // (most - 2))
-        stretches = (inner[i : i + stride] for i in range(0, len(inner), stride))
-        kept = [kept[0], *(max(stretch, key=lambda point: abs(point[1] - point[2])) for stretch in stretches), kept[-1]]
-    return Line(label, kept, means != points)
+    """The first point, the last, and of each stretch between the one farthest from its mean, so that no spike is lost."""
+    kept = list(range(len(points)))
+    if len(points) > most:
+        stride = -(-(len(points) - 2) // (most - 2))
+        stretches = [kept[i : min(i + stride, len(points) - 1)] for i in range(1, len(points) - 1, stride)]
+        kept = [0, *(_farthest(points, stretch) for stretch in stretches), len(points) - 1]
+    return Line(label, [(*points[i], _mean(points, i)) for i in kept], _window(points) > 0)
+
+
+def _farthest(points: Points, stretch: list[int]) -> int:
+    mean = statistics.fmean(points[i][1] for i in stretch)
+    return max(stretch, key=lambda i: abs(points[i][1] - mean))
+
+
+def _window(points: Points) -> int:
+    """How many points before and after are averaged: a twentieth of the run in all. Short runs stay as they are."""
+    return len(points) // 40
+
+
+def _mean(points: Points, index: int) -> float:
+    half = _window(points)
+    before = min(half, index)
+    after = before if index < half else half  # symmetric at the steep start; at the end, what there is
+    return statistics.fmean(y for _, y in points[index - before : index + after + 1])
 
 
 def draw(title: str, lines: list[Line], across: str = "step") -> Markup:
@@ -177,17 +193,6 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _tick_label(value: float) -> str:
     return f"{value:g}" if abs(value) < 10000 else show_count(value).replace(" ", "")
-
-
-def _smooth(points: Points) -> Points:
-    half = len(points) // 40  # a window of a twentieth of the run: short runs stay as they are
-    means = []
-    for index, (x, _) in enumerate(points):
-        before = min(half, index)
-        after = before if index < half else half  # symmetric at the steep start; at the end, what there is
-        window = [y for _, y in points[index - before : index + after + 1]]
-        means.append((x, sum(window) / len(window)))
-    return means
 
 
 def _number(value: float) -> str:
