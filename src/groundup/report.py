@@ -11,8 +11,8 @@ from typing import Any
 from groundup import record, scoreboard
 from groundup.curves import draw, read_curves
 from groundup.errors import InputError
-from groundup.words import is_number, markdown, markdown_cell, show_bytes, show_count, show_processors, show_seconds
-from jinja2 import Environment, FileSystemLoader
+from groundup.page import render
+from groundup.words import is_number, markdown, show_bytes, show_count, show_processors, show_seconds
 
 RUNGS = {
     "tokenizer": "text is cut into pieces",
@@ -288,6 +288,7 @@ def write_report(run_dir: str | Path) -> Path:
     table = _compare(report)
     words = {
         "report": report,
+        "provenance": _provenance,
         "table": table,
         "story": _story(report),
         "note": NOTE if report["synthetic"] else "",
@@ -301,7 +302,7 @@ def write_report(run_dir: str | Path) -> Path:
         for rung in report["rungs"]
         for title, series in read_curves(run_dir / rung["name"]).items()
     ]
-    page = _render(
+    page = render(
         "report.html.j2",
         **words,
         rung_words=RUNGS,
@@ -311,23 +312,8 @@ def write_report(run_dir: str | Path) -> Path:
         difficulty=_difficulty(report),
     )
     record.write_json(run_dir / "report.json", report)
-    record.write_text(run_dir / "report.md", _render("report.md.j2", **words, results=markdown_table(report)))
+    record.write_text(run_dir / "report.md", render("report.md.j2", **words, results=markdown_table(report)))
     return record.write_text(run_dir / "report.html", page)
-
-
-def _render(template: str, **words: Any) -> str:
-    # All text in the page is escaped unless it is Markup; the Markdown escapes what could break its tables (`cell`).
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=template.endswith(".html.j2"),
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"seconds": show_seconds, "count": show_count, "yaml": record.as_yaml}
-    environment.filters |= {"provenance": _provenance, "cell": markdown_cell}
-    # Control characters are shown as pictures: they are the model's words too, and must not act.
-    pictures = {code: chr(0x2400 + code) for code in range(32) if chr(code) != "\n"} | {0x7F: "\u2421"}
-    return environment.get_template(template).render(words).translate(pictures)
 
 
 def _headlines(table: list[dict]) -> list[dict[str, Any]]:
