@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from groundup.stats import bootstrap, chance, combine, difference, estimate, holm, mcnemar, pass_at_k, swap_test, wilson
+from groundup.stats import bootstrap, chance, combine, difference, estimate, holm, mcnemar, pass_at_k, wilson
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,7 @@ def test_difference_of_ratios_and_of_clusters():
     # eight tries each at two problems: two observations
     tries = difference([1] * 16, [0] * 16, clusters=[0] * 8 + [1] * 8)
     assert tries["value"] == 1 and tries["low"] < 0.2
+    assert difference([0.5] * 20, [0] * 20)["low"] < 0.3  # ties, without exception
 
 
 def test_mcnemar():
@@ -158,17 +159,6 @@ def test_mcnemar():
     assert mcnemar(*marks(1, 1, 7, 12)) == (1, 7, pytest.approx(0.0703, abs=5e-5))
     assert mcnemar(*marks(3, 0, 0, 4)) == (0, 0, 1.0) and mcnemar(*marks(0, 2, 2, 0))[2] == 1.0
     assert mcnemar(*marks(0, 5, 0, 0))[2] == 2 / 32
-
-
-def test_swaps_agree_with_mcnemar():
-    a, b = marks(40, 12, 3, 20)
-    assert swap_test(a, b) == pytest.approx(mcnemar(a, b)[2], abs=0.01)
-    assert swap_test([1.0, 2.0], [1.0, 2.0]) == 1.0
-    # one problem tried a hundred times is one item: swapped or not, the difference is as large
-    assert swap_test([1] * 100, [0] * 100, clusters=[0] * 100) == 1.0 and swap_test([1] * 100, [0] * 100) < 0.001
-    weights = [random.Random(i).randint(1, 50) for i in range(50)]
-    bits = [2.0 * w for w in weights]
-    assert swap_test([b + w / 2 for b, w in zip(bits, weights, strict=True)], bits, weights=(weights, weights)) < 0.001
 
 
 def test_chance_of_an_interval():

@@ -113,17 +113,20 @@ def difference(
     """Mean of a less that of b over the same items, paired, as {"value", "low", "high", "n"}.
 
     Zeros and ones by Newcombe's interval, since few items on which two models differ say less than their bootstrap does; all
-    else, and clusters, by bootstrap of items. `weights` are a's and b's where the means are ratios of sums.
+    else, and clusters, by bootstrap of items, unless these are shares of which all are equal. `weights` are a's and b's where the
+    means are ratios of sums.
     """
     units = _units(clusters, a, weights[0] if weights else [1.0] * len(a), b, weights[1] if weights else [1.0] * len(b))
     sums = [sum(column) for column in zip(*units, strict=True)]
     value = _apart(*sums)
-    if {*a, *b} <= {0, 1} and not weights and (clusters is None or len({(x, y) for x, _, y, _ in units}) == 1):
-        n = len(units)
+    values, n = {*a, *b}, len(units)
+    equal = values <= {0, 0.5, 1} and len({tuple(unit) for unit in units}) == 1
+    binary = values <= {0, 1} and clusters is None
+    if (equal or binary) and not weights:
         both = [{"value": total / mass} for total, mass in (sums[:2], sums[2:])]
         for share in both:
             share["low"], share["high"] = wilson(round(share["value"] * n), n)
-        low, high = combine(*both, correlation=_correlation(a, b) if clusters is None else 0.0)
+        low, high = combine(*both, correlation=_correlation(a, b) if binary else 0.0)
     else:
         low, high = _percentiles(units, _apart, 1000, 0)
     return {"value": value, "low": low, "high": high, "n": len(a)}
@@ -151,25 +154,6 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> tuple[int, int, float]:
         ways = ways * (n - i) // (i + 1)
         tail += ways
     return only_a, only_b, min(1.0, 2 * tail / 2**n)
-
-
-def swap_test(
-    a: Sequence[float],
-    b: Sequence[float],
-    clusters: Sequence | None = None,
-    weights: tuple[Sequence[float], Sequence[float]] | None = None,
-    swaps: int = 9999,
-    seed: int = 0,
-) -> float:
-    """Two-sided p of a `difference`: how often it is as large if chance says which model gave which of an item's two values."""
-    units = np.array(_units(clusters, a, weights[0] if weights else [1.0] * len(a), b, weights[1] if weights else [1.0] * len(b)))
-    gained, sums = units[:, 2:] - units[:, :2], units.sum(0)
-    generator, as_large, found = np.random.default_rng(seed), 1, abs(_apart(*sums))
-    for done in range(0, swaps, size := max(1, 1_000_000 // len(units))):
-        swapped = generator.random((min(size, swaps - done), len(units))) < 0.5
-        moved = swapped @ gained
-        as_large += int((abs(_apart(*(sums[:2] + moved).T, *(sums[2:] - moved).T)) >= found * (1 - 1e-9)).sum())
-    return as_large / (swaps + 1)
 
 
 def chance(found: dict[str, float]) -> float:
