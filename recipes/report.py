@@ -7,9 +7,11 @@ python recipes/report.py --compare out/nano out/seed1/out/nano
 import argparse
 import sys
 
-from groundup.comparison import as_markdown, compare, header, summary, tables, write_comparison
+from groundup import comparison
 from groundup.errors import InputError
-from groundup.report import collect, markdown_table, results, write_report
+from groundup.report import collect, write_report
+from groundup.results import compare, has_overlap, lines, markdown_table
+from groundup.scoreboard import OVERLAP
 
 
 def main(run_dir: str) -> None:
@@ -18,8 +20,9 @@ def main(run_dir: str) -> None:
 
     # 2. Print the table
     if sys.stdout.isatty():
-        (_, *rungs), *metrics = zip(*results(report), strict=True)
+        (_, *rungs), *metrics = zip(*lines(report), strict=True)
         print_table("", ["", *rungs], metrics)  # on its side, a column per rung, to fit a terminal
+        print(OVERLAP if has_overlap(compare(report)) else "", end="")
     else:
         print(markdown_table(report))
 
@@ -29,18 +32,18 @@ def main(run_dir: str) -> None:
 
 def main_compare(run_a: str, run_b: str, output: str) -> None:
     # 1. Read what both left, and pair it
-    found = compare(run_a, run_b)
+    found = comparison.compare(run_a, run_b)
 
     # 2. Print the tables
     if sys.stdout.isatty():
-        print("\n".join(["", *header(found), "", *summary(found)]))
-        for table in tables(found):
+        print("\n".join([*comparison.header(found), *found["warnings"], "", *comparison.summary(found)]))
+        for table in comparison.tables(found):
             print_table(*table)
     else:
-        print(as_markdown(found))
+        print(comparison.as_markdown(found))
 
     # 3. Write the page
-    print(f"\n{write_comparison(found, output)}")
+    print(f"\n{comparison.write_comparison(found, output)}")
 
 
 def print_table(title: str, heads: list[str], lines: list[list[str]]) -> None:
@@ -50,7 +53,7 @@ def print_table(title: str, heads: list[str], lines: list[list[str]]) -> None:
 
     table = Table(*map(Text, heads), title=title or None, title_justify="left")
     for cells in lines:
-        table.add_row(*(Text(cell.strip("*"), style="bold") if cell.startswith("**") else Text(cell) for cell in cells))
+        table.add_row(*(Text(cell.replace("**", ""), style="bold" if cell.startswith("**") else "") for cell in cells))
     Console().print(table)
 
 

@@ -14,7 +14,7 @@ FLOORS = (
     " memory",  # things
     "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite corpus"
     " selection",  # loops
-    "card curves page report stage merging preparation workload step plan plan_table export conversation server",  # joints
+    "card curves page report stage merging preparation workload step plan plan_table export conversation server comparison",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
@@ -51,6 +51,9 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("grpo", "curriculum"),
     ("report", "curves"),
     ("report", "page"),
+    ("comparison", "report"),
+    ("comparison", "curves"),
+    ("comparison", "page"),
     ("stage", "card"),
     ("merging", "card"),
     ("merging", "stage"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup import record, scoreboard, stats
-from groundup.curves import draw, read_curves
+from groundup.curves import CURVES, ROLLOUTS, Chart, chart, curves, read_history
 from groundup.errors import InputError
 from groundup.page import render
 from groundup.report import NOTE, collect
@@ -285,9 +285,11 @@ def tables(found: dict) -> list[tuple[str, list[str], list[list[str]]]]:
 
 
 def show_difference(row: dict) -> str:
-    text = scoreboard.show_difference(row["metric"], row)
-    mark = {"gain": "better", "loss": "worse"}.get(row["kind"], "apart" if row["apart"] else "")
-    return f"{text} {mark}{'*' * row['stays']}".rstrip()
+    return f"{scoreboard.show_difference(row['metric'], row)} {word(row)}{'*' * row['stays']}".rstrip()
+
+
+def word(row: dict) -> str:
+    return {"gain": "better", "loss": "worse"}.get(row["kind"], "apart" if row["apart"] else "")
 
 
 def how(row: dict) -> str:
@@ -327,21 +329,26 @@ def write_comparison(found: dict, path: str | Path) -> Path:
         note=NOTE if found["synthetic"] else "",
         header=header(found),
         summary=summary(found),
-        rungs=[(rung, _plots(found, rung)) for rung in found["rungs"] if rung not in _equal(found)],
+        rungs=[(rung, *_plots(found, rung)) for rung in found["rungs"] if rung not in _equal(found)],
         tables=[table for table in tables(found) if table[0]],
-        figures=_figures(found),
+        charts=_charts(found),
     )
     return record.write_text(path, page)
 
 
-def _plots(found: dict, rung: str) -> list[dict[str, Any]]:
-    """The differences of a rung in words, and where they lie around 0, which is at 0.5.
+def _plots(found: dict, rung: str) -> tuple[list[dict[str, Any]], str]:
+    """The differences of a rung in words, and where they lie around 0, which is at 0.5; and those of which no item differs.
 
     The shares of a rung have one scale, any other measure its own, the same at every rung.
     """
     rows = [row for row in found["rows"] if row["rung"] == rung]
-    lines = []
+    lines, alike = [], []
     for row in rows:
+        text, _, interval = scoreboard.show_difference(row["metric"], row).partition(" (")
+        interval = interval.rstrip(")")
+        if row["equal"] and not row["otherwise"]:
+            alike.append(f"{row['label']} ({interval})")
+            continue
         of = [r for r in found["rows"] if r["metric"] == row["metric"]]
         if scoreboard.metric(row["metric"]).share:
             of = [r for r in rows if scoreboard.metric(r["metric"]).share]
@@ -350,21 +357,18 @@ def _plots(found: dict, rung: str) -> list[dict[str, Any]]:
         plot = [round(min(max(0.5 + x / most / 2, 0), 1), 4) for x in ends]
         sides = [scoreboard.show_metric(row["metric"], figure).partition(" (") for figure in row["figures"]]
         words = {"sides": [(value, interval.rstrip(")")) for value, _, interval in sides], "how": how(row), "plot": plot}
-        text, _, interval = scoreboard.show_difference(row["metric"], row).partition(" (")
-        lines.append({**row, **words, "text": text, "interval": interval.rstrip(")")})
-    return lines
+        lines.append({**row, **words, "text": text, "interval": interval, "word": word(row)})
+    return lines, ", ".join(alike)
 
 
-def _figures(found: dict) -> list[dict[str, Any]]:
+def _charts(found: dict) -> list[Chart]:
     """A chart for each curve that either run logged, but for those that are the same in both."""
-    figures = []
+    charts: dict[str, dict[str, dict]] = {}
     for rung in found["rungs"]:
-        a, b = (read_curves(Path(run) / rung) for run in found["runs"])
-        for title in {**a, **b}:
-            for label in {**a.get(title, {}), **b.get(title, {})}:
-                both = {letter: curves.get(title, {}).get(label) for letter, curves in (("A", a), ("B", b))}
-                series = {letter: points for letter, points in both.items() if points}
-                if both["A"] != both["B"] and any(len(points) > 1 for points in series.values()):
-                    svg = draw(f"{title}, {label}, {rung}", series)
-                    figures.append({"title": title, "label": label, "rung": rung, "series": list(series), "svg": svg})
-    return figures
+        both = [curves(read_history(Path(run) / rung), CURVES | ROLLOUTS) for run in found["runs"]]
+        for title, label in dict.fromkeys((title, label) for one in both for title, series in one.items() for label in series):
+            series = {letter: one.get(title, {}).get(label) for letter, one in zip("AB", both, strict=True)}
+            if series["A"] != series["B"] and any(len(points or ()) > 1 for points in series.values()):
+                name = title if label in ("training", "critic", "policy") or label in title else f"{title}: {label}"
+                charts.setdefault(rung, {})[name] = {letter: points for letter, points in series.items() if points}
+    return chart(charts)

@@ -11,7 +11,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -264,13 +264,14 @@ def lineage(directory: str | Path) -> list[dict[str, Any]]:
     ]
 
 
-def verify(directory: str | Path) -> list[str]:
+def verify(directory: str | Path, hashes: Callable[[Path], dict[str, str | None]] = hashes) -> list[str]:
     """What does not belong together in a finished stage directory, a line each; nothing when all does.
 
     Its files are held against its record, its tokenizer against the model's vocabulary, its evaluation against its weights, and
-    each ancestor that is still there against the hashes that its child wrote down when it read it.
+    each ancestor that is still there against the hashes that its child wrote down when it read it. Whoever verifies several rungs
+    passes `hashes` with a memory, so that no file is read twice.
     """
-    (own, directory, record), *ancestors = _ancestry(directory)
+    (own, directory, record), *ancestors = _ancestry(directory, hashes)
     if record.get("status") != "finished":
         return [f"{directory}: " + (f"its run is {record.get('status')}" if record else f"there is no {FILE}")]
     wrong = [f"{directory}: no {what[:-7]} there" for what in ("weights_sha256", "tokenizer_sha256") if own[what] is None]
@@ -308,7 +309,7 @@ def _vocabulary(directory: Path) -> int | None:
     return Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab_size()
 
 
-def _ancestry(directory: str | Path) -> Iterator[tuple[dict[str, Any], Path | None, dict[str, Any]]]:
+def _ancestry(directory: str | Path, hashes: Callable = hashes) -> Iterator[tuple[dict[str, Any], Path | None, dict[str, Any]]]:
     """The directory, its parent, ...: path and hashes as its child knows them, where it is now, and its record."""
     seen = set()
     here: Path | None = Path(directory)

@@ -103,6 +103,15 @@ def show_overlap(result: dict | None) -> str:
     return share if isinstance(share, str) else "" if share is None else f"{_percent(share)} %"
 
 
+OVERLAP = "†: share of the items that stand in the files the model, or one before it, was trained on; ? is not checked."
+
+
+def mark_overlap(result: dict | None) -> str:
+    """The same beside a figure, small: `†3 %`, `†?`; OVERLAP explains it."""
+    share = show_overlap(result)
+    return share and ("†?" if share == "not checked" else f"†{share}")
+
+
 def measured(result: dict | None) -> tuple[float | None, float | None, float | None]:
     """(value, low, high) of one entry of `eval.json`'s metrics, each None where it is missing or not finite."""
 
