@@ -14,7 +14,8 @@ FLOORS = (
     " memory",  # things
     "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite corpus"
     " selection",  # loops
-    "card curves page report stage merging preparation workload step plan plan_table export conversation server comparison",  # joints
+    "card curves page report comparison stage merging preparation workload step plan plan_table export conversation"
+    " server",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
