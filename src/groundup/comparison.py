@@ -249,6 +249,7 @@ def summary(found: dict) -> list[str]:
     counts = [f"{n} {words}" for words, kind in kinds.items() if (n := sum(row["kind"] == kind for row in apart))]
     said = f"{'are' if len(apart) > 1 else 'is'} apart from 0 (95 %){': ' * bool(counts)}{', '.join(counts)}"
     lines.append(f"{len(apart) or 'None'} of {_count(tested, 'difference')} between different weights {said}.")
+    lines.append("The intervals are about the items; what another seed of training would change is not in them.")
     if len(tested) > 1:
         stay = sum(row["stays"] for row in tested)
         lines.append(
