@@ -14,7 +14,7 @@ FLOORS = (
     " memory",  # things
     "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite corpus"
     " selection",  # loops
-    "card curves page results lineage diagnostics report stage merging preparation workload step plan plan_table export"
+    "card curves page results lineage diagnostics report comparison stage merging preparation workload step plan plan_table export"
     " conversation server",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
@@ -56,6 +56,9 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("report", "lineage"),
     ("report", "diagnostics"),
     ("lineage", "results"),
+    ("comparison", "report"),
+    ("comparison", "curves"),
+    ("comparison", "page"),
     ("stage", "card"),
     ("merging", "card"),
     ("merging", "stage"),

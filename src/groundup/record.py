@@ -23,6 +23,7 @@ from groundup.errors import InputError
 SCHEMA = 1
 FILE = "run.json"
 EVALUATION = "eval.json"
+ITEMS = "eval_items.json"  # what each item of each figure there gave
 GATE = "gate.json"  # what GRPO's prompts came to before its first step
 PACKAGES = ("groundup", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
 
@@ -114,6 +115,31 @@ def read(directory: str | Path) -> dict | None:
 def read_evaluation(directory: str | Path) -> dict | None:
     """`eval.json` of a stage directory, None if it has not been evaluated."""
     return _known_schema(Path(directory) / EVALUATION)
+
+
+def write_evaluation(directory: str | Path, evaluation: dict) -> Path:
+    """Write `eval.json`, making the directory where needed, and before it the `items` of its figures into `eval_items.json`.
+
+    They are apart because they are many, and compact: no line each.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    figures = evaluation["metrics"]
+    items = {name: figure["items"] for name, figure in figures.items() if "items" in figure}
+    said = {name: {key: value for key, value in figure.items() if key != "items"} for name, figure in figures.items()}
+    kept = {"schema": SCHEMA, "weights_sha256": evaluation.get("weights_sha256"), "metrics": items}
+    write_text(directory / ITEMS, json.dumps(plain(kept), separators=(",", ":"), allow_nan=False) + "\n")
+    return write_json(directory / EVALUATION, {"schema": SCHEMA, **evaluation, "metrics": said})
+
+
+def read_items(directory: str | Path) -> dict[str, dict[str, Any]]:
+    """By metric, what `write_evaluation` kept of items; empty where a figure, or the directory, has none."""
+    return (_known_schema(Path(directory) / ITEMS) or {}).get("metrics") or {}
+
+
+def hash_items(items: Iterable[Any]) -> str:
+    """sha256 of what was asked, in order: figures with the same were measured on the same items."""
+    return hashlib.sha256(json.dumps(plain(list(items)), sort_keys=True).encode()).hexdigest()
 
 
 def update(directory: str | Path, **fields: Any) -> dict:
