@@ -210,7 +210,7 @@ def test_logarithms_and_rungs_together(browser, tmp_path):  # noqa: F811
     )
     browser.evaluate(logarithms)
     ticks = "[...document.querySelectorAll('figure[data-rung=sft] text[text-anchor=end]')].map(text => text.textContent)"
-    assert browser.evaluate(ticks) == ["0.1", "1", "10", "step, logarithmic"]
+    assert browser.evaluate(ticks) == ["0.1", "0.2", "0.5", "1", "2", "5", "10", "step, logarithmic"]
     assert browser.errors == []
 
 

@@ -60,10 +60,14 @@ function ticks(low, high) {
   return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toFixed(12)));
 }
 
+/* Powers of ten, at most seven or so; within two of them 2 and 5 times each too. */
 function logTicks(low, high) {
   const first = Math.floor(Math.log10(low) + 1e-9), last = Math.max(first + 1, Math.ceil(Math.log10(high) - 1e-9));
-  const every = Math.ceil((last - first) / 6);
-  return Array.from({ length: Math.floor((last - first) / every) + 1 + ((last - first) % every > 0) }, (_, i) => 10 ** (first + i * every));
+  const factors = last - first > 2 ? [1] : [1, 2, 5], every = Math.ceil((last - first) / 6), ticks = [];
+  for (let power = first; power < last + every; power += every)
+    for (const factor of factors) ticks.push(Number((factor * 10 ** power).toPrecision(3)));
+  const from = ticks.findLastIndex(tick => tick <= low * 1.000001), to = ticks.findIndex(tick => tick >= high * .999999);
+  return ticks.slice(Math.max(0, from), Math.max(to, from + 1) + 1);
 }
 
 /* A chart's lines, [{label, points: [[step, value, mean], ...]}], from its table. */
