@@ -71,7 +71,8 @@ def test_flat_groups_are_told_where_there_are_groups(run):
 def test_reward_stands_beside_the_truth(run):
     found = diagnoses(run)["ppo"]
     assert found["rewards"] == [
-        ["Reward, as paid", "0.10", "2.00", "highest 2.00"],
+        ["Reward in all", "0.10", "2.00", "highest 2.00"],
+        ["reward, weight 1", "0.10", "2.00", "highest 2.00"],
         ["taste, not paid for", "0.00", "0.50", "highest 1.00"],
     ]
     assert found["truths"] == [["True win rate, held-out", "50 %", "90 %", "▲ 40 pts"]]
