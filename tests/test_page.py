@@ -86,7 +86,8 @@ def big(tmp_path_factory):
         )
         log = ppo_log(2000, **{f"rewards/{HOSTILE}/mean": 0.5})
         config = {"num_generations": 8, "rewards": CHECKED}
-        add_rung(run, f"ppo_{n}", {"cloze": result(0.5)}, log, asked, config=config, parent={"path": f"out/nano/sft_{n}"})
+        measured = {"cloze": result(1.0) | {"contaminated": n / 6}}
+        add_rung(run, f"ppo_{n}", measured, log, asked, config=config, parent={"path": f"out/nano/sft_{n}"})
     add_rung(run, "failed", None, [{"step": 1, "loss": float("nan")}], status="failed", command=f"python {HOSTILE}")
     (run / "grpo" / "gate.json").write_text(json.dumps(GATE))
     return report.write_report(run)

@@ -107,9 +107,9 @@ OVERLAP = "†: share of the items that stand in the files the model, or one bef
 
 
 def mark_overlap(result: dict | None) -> str:
-    """The same beside a figure, small: `†3 %`, `†?`; OVERLAP explains it."""
+    """The same beside a figure, small and in one piece: `†3%`, `†?`; OVERLAP explains it."""
     share = show_overlap(result)
-    return share and ("†?" if share == "not checked" else f"†{share}")
+    return share and ("†?" if share == "not checked" else f"†{share}".replace(" ", ""))
 
 
 def measured(result: dict | None) -> tuple[float | None, float | None, float | None]:
