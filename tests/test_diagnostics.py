@@ -71,8 +71,7 @@ def test_flat_groups_are_told_where_there_are_groups(run):
 def test_reward_stands_beside_the_truth(run):
     found = diagnoses(run)["ppo"]
     assert found["rewards"] == [
-        ["Reward in all", "0.10", "2.00", "highest 2.00"],
-        ["reward, weight 1", "0.10", "2.00", "highest 2.00"],
+        ["Reward, as paid", "0.10", "2.00", "highest 2.00"],
         ["taste, not paid for", "0.00", "0.50", "highest 1.00"],
     ]
     assert found["truths"] == [["True win rate, held-out", "50 %", "90 %", "▲ 40 pts"]]
@@ -104,6 +103,12 @@ def test_the_verdict_is_on_what_the_reward_stands_for(run, config, after, said):
     (run / "ppo" / "eval.json").unlink()
     add_rung(run, "ppo", after, parent={"path": "out/nano/sft"}, config=config)
     assert said in diagnoses(run)["ppo"]["verdict"]
+
+
+def test_rewards_of_several_functions_stand_one_by_one(run):
+    config = {"rewards": [{"name": "reward", "weight": 1.0}, {"name": "my.taste", "weight": 0.1}]}
+    add_rung(run, "ppo", {}, parent={"path": "out/nano/sft"}, config=config)
+    assert [line[0] for line in diagnoses(run)["ppo"]["rewards"]] == ["Reward, as paid", "reward, weight 1", "taste, weight 0.1"]
 
 
 def test_a_trend_is_more_than_scatter():

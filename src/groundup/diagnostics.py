@@ -69,12 +69,15 @@ def _show(value: float, share: bool) -> str:
 
 
 def _rewards(logged: list[dict], config: dict) -> list[tuple[str, list[float], bool]]:
-    """Label, logged values, paid for or not: what was paid for in all, then function by function where there are several."""
-    keys = {"reward": ("Reward in all", True)}
+    """Label, logged values, paid for or not: what was paid for in all, then function by function."""
+    keys = {"reward": ("Reward, as paid", True)}
     specs = config.get("rewards") or []
-    for spec in specs if len(specs) > 1 else ():
+    alone = sum(spec.get("weight", 1) != 0 for spec in specs) == 1  # the one that is paid for is the reward
+    for spec in specs:
         name = str(spec.get("name") or spec.get("model")).rpartition("." if "name" in spec else "/")[2]
         weight = spec.get("weight", 1)
+        if weight and alone:
+            continue
         keys[f"rewards/{name}/mean"] = (name + (f", weight {weight:g}" if weight else ", not paid for"), bool(weight))
     found = [(label, [entry[key] for entry in logged if is_number(entry.get(key))], paid) for key, (label, paid) in keys.items()]
     return [(label, values, paid) for label, values, paid in found if values]

@@ -166,7 +166,7 @@ class Curves {
     this.move(Math.max(0, Math.min(last, to)));
   }
 
-  /* Reads the values at the step of that number; of a line that has none there, the nearest within a fiftieth of the width. */
+  /* Reads the values at the step of that number; of a line that has none there, the nearest close by: runs log at other steps. */
   move(at) {
     this.leave();
     this.at = at;
@@ -177,7 +177,7 @@ class Curves {
     add(this.readout, "b", {}, this.across === "step" ? `step ${number(step)}` : `${number(step)} %`);
     for (const line of this.shown()) {
       const far = line.points.map(point => Math.abs(this.x(point[0]) - x)), nearest = far.indexOf(Math.min(...far));
-      if (far[nearest] > this.width / 50) continue;
+      if (far[nearest] > this.width / (this.across === "step" ? 50 : 16)) continue;
       const [there, value, mean] = line.points[nearest], colour = this.colour(line);
       add(this.cursor, "circle", { class: `here ${colour}`, cx: this.x(there), cy: this.y(value), r: 4 });
       add(this.readout, "i", { class: colour });
