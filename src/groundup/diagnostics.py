@@ -65,7 +65,9 @@ def _say(change: dict) -> str:
 
 
 def _show(value: float, share: bool) -> str:
-    return f"{100 * value:.0f} %" if share else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if share:
+        return scoreboard.show_metric("share", {"value": value})
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _rewards(logged: list[dict], config: dict) -> list[tuple[str, list[float], bool]]:
