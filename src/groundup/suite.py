@@ -6,9 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from groundup import stats
+from groundup import record
 from groundup.errors import InputError
-from groundup.evaluation import EvaluationArguments, Model, evaluate_causal, how, load_function, pair_accuracy, sampled_replies
+from groundup.evaluation import (
+    EvaluationArguments,
+    Model,
+    evaluate_causal,
+    figure,
+    how,
+    load_function,
+    pair_accuracy,
+    sampled_replies,
+)
 from groundup.model import check_model_path
 from groundup.reading import is_reward_model
 from transformers import (
@@ -94,6 +103,7 @@ class Suite:
         texts = {name: [[row[FILES[name][0]]] for row in rows] for name, rows in self.rows.items()}
         self.texts = texts | (self.tasks.texts if self.tasks else {})  # by file or task: of each item, what identifies it
         self._reference: Model | None = None
+        self._reference_hash: str | None = None
         self._reference_replies: list | None = None
 
     def load(self, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
@@ -116,6 +126,7 @@ class Suite:
         if self._reference_replies is None:
             model, tokenizer, _ = self.load(self.args.reference)
             self._reference = Model(model, tokenizer, self.args.batch_size)
+            self._reference_hash = record.hash_weights(self.args.reference)
             self._reference_replies = sampled_replies(self._reference, self.rows["questions"], self.args, seed=self.args.seed)
         return self._reference_replies
 
@@ -129,11 +140,13 @@ class Suite:
             if other and other.tokenizer.get_vocab() != tokenizer.get_vocab():
                 other = None
             found = evaluate_causal(asked, self.rows, self.args, replies, other)
+            for name in {"true_win_rate", "kl_from_reference"} & set(found["metrics"]):  # figures over another are not comparable
+                found["metrics"][name]["reference_sha256"] = self._reference_hash
             if self.tasks:
                 found["metrics"].update(self.tasks.measure(asked))
             return found
         if "preferences" not in self.rows:
             raise InputError(f"`{path}` is a reward model", "preferences", "name a file of held-out pairs")
         right = pair_accuracy(model, tokenizer, self.rows["preferences"], self.args.batch_size)
-        accuracy = stats.estimate(right) | how("pair_accuracy", asked.template, self.args.seed)
+        accuracy = figure(right, self.rows["preferences"]) | how("pair_accuracy", asked.template, self.args.seed)
         return {"metrics": {"pair_accuracy": accuracy}, "by_difficulty": {}, "samples": []}
