@@ -296,11 +296,12 @@ def test_kl_is_the_replies_own_log_ratio(tokenizer):
     torch.manual_seed(0)
     tables = [torch.randn(len(tokenizer), len(tokenizer)) for _ in range(2)]
     one, other = (Model(Bigram(table, longest=512), tokenizer, batch_size=2) for table in tables)
-    prompts, replies = ["Ada?", "Where does Bruno live?", "So?"], [("In Dorn.", True), ("It is far", False), ("", True)]
+    prompts = ["Ada?", "Where does Bruno live?", "So?", "No?"]
+    replies = [("In Dorn.", True), ("It is far", False), ("", True), ("", False)]  # the last ended the text, not the turn
     found = kl_of_replies(one, other, prompts, replies)
     for value, prompt, (reply, ended) in zip(found, prompts, replies, strict=True):
         said = tokenizer(reply, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * ended
         context = one.encode_turn(prompt)
         expected = one.model.log_likelihood(context, said) - other.model.log_likelihood(context, said)
         assert value == pytest.approx(expected, abs=1e-4)
-    assert kl_of_replies(one, one, prompts, replies) == [0.0] * 3
+    assert kl_of_replies(one, one, prompts, replies) == [0.0] * 4
