@@ -20,6 +20,7 @@ def test_rows_are_read_and_blank_lines_are_not(tmp_path):
         (['{"prompt": "a", "answer": "b"}', "not json"], 2, "not JSON"),
         (['{"prompt": "a", "answer": "b"}', "", '{"prompt": "a"}'], 3, "the row lacks answer"),
         (['["prompt", "answer"]'], 1, "the row lacks prompt, answer"),
+        (['{"prompt": "a", "answer": 7}'], 1, "`answer` is no text"),
     ],
 )
 def test_bad_row_is_named_by_file_and_line(tmp_path, lines, number, says):
@@ -28,6 +29,27 @@ def test_bad_row_is_named_by_file_and_line(tmp_path, lines, number, says):
     with pytest.raises(InputError, match=says) as refused:
         read_rows(str(path), FILES["instructions"], "instructions")
     assert refused.value.where == f"{path}:{number}"
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "says"),
+    [
+        ("choices", {"query": "q", "choices": ["a", "b"], "gold": "1"}, "`gold: '1'` is the number of none of its 2 choices"),
+        ("choices", {"query": "q", "choices": ["a", "b"], "gold": 2}, "`gold: 2`"),
+        ("choices", {"query": "q", "choices": ["a", "b"], "gold": -1}, "`gold: -1`"),
+        ("choices", {"query": "q", "choices": ["a", "b"], "gold": True}, "`gold: True`"),
+        ("choices", {"query": "q", "choices": "ab", "gold": 0}, "`choices` is no list of texts"),
+        ("cloze", {"prompt": "p", "choices": ["", "b"], "gold": 1}, "`choices` is no list of texts"),
+        ("questions", {"prompt": "p", "answer": "a", "alternatives": "bc"}, "`alternatives` is no list of texts"),
+        ("documents", {"text": None}, "`text` is no text"),
+        ("problems", {"question": "q", "answer": [1]}, "`answer` is no text"),
+    ],
+)
+def test_row_that_would_be_graded_wrongly_in_silence_is_refused(tmp_path, name, row, says):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(InputError, match=says):
+        read_rows(str(path), FILES[name], name)
 
 
 def test_no_file_and_empty_file(tmp_path):

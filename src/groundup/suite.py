@@ -36,7 +36,7 @@ def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
     """Rows of an evaluation file, JSON lines, perhaps gzip'd.
 
     Raises:
-        InputError: no such file, a line that is no JSON object, or one that lacks a key.
+        InputError: no such file, a line that is no JSON object, or one that lacks a key or has something else there than it should.
     """
     if not Path(path).is_file():
         raise InputError("no such evaluation file", f"{name}: {path}", f"leave `{name}` out, or make it (groundup.toyland)")
@@ -52,10 +52,26 @@ def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
             lacking = [key for key in keys if key not in row] if isinstance(row, dict) else list(keys)
             if lacking:
                 raise InputError(f"the row lacks {', '.join(lacking)}", f"{path}:{number}", f"rows of `{name}` have {keys}")
+            if wrong := _amiss(row, keys):
+                raise InputError(wrong, f"{path}:{number}")
             rows.append(row)
     if not rows:
         raise InputError("an empty evaluation file", f"{name}: {path}")
     return rows
+
+
+def _amiss(row: dict, keys: tuple[str, ...]) -> str | None:
+    """What would be measured wrongly in silence: `gold: "2"` is no choice's number, and no answer is ever equal to it."""
+    for key in keys:
+        if key in ("choices", "alternatives"):
+            if not isinstance(row[key], list) or not all(isinstance(text, str) and text for text in row[key]):
+                return f"`{key}` is no list of texts"
+        elif key == "gold":
+            if type(row[key]) is not int or not 0 <= row[key] < len(row["choices"]):
+                return f"`gold: {row[key]!r}` is the number of none of its {len(row['choices'])} choices, which begin with 0"
+        elif not isinstance(row[key], (str, int, float) if (key, keys[0]) == ("answer", "question") else str):
+            return f"`{key}` is no text"
+    return None
 
 
 class Suite:
