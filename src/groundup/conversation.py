@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from groundup import record
 from groundup.errors import InputError
-from groundup.model import check_model_path
+from groundup.model import check_model_path, load_whole
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, TextIteratorStreamer
 
@@ -99,7 +99,7 @@ class Speaker:
             raise InputError("a reward model scores text and writes none", path, "name the policy that it trained")
         self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(self.device).eval()
+        self.model = load_whole(AutoModelForCausalLM, path, dtype=dtype).to(self.device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.name = name or path
         rung = (record.read(path) or {}).get("rung") if Path(path).is_dir() else None

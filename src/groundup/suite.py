@@ -9,7 +9,7 @@ import torch
 from groundup import stats
 from groundup.errors import InputError
 from groundup.evaluation import EvaluationArguments, Model, evaluate_causal, how, load_function, pair_accuracy, sampled_replies
-from groundup.model import check_model_path
+from groundup.model import check_model_path, load_whole
 from groundup.reading import is_reward_model
 from transformers import (
     AutoConfig,
@@ -74,6 +74,15 @@ def _amiss(row: dict, keys: tuple[str, ...]) -> str | None:
     return None
 
 
+@torch.inference_mode()
+def _check_causal(model: PreTrainedModel, path: str) -> None:
+    """transformers makes a causal model of BERT, too, which reads both ways, and so knows what it is asked to foresee."""
+    rows = torch.tensor([[1] + [2] * 7, [1] + [3] * 7], device=model.device)
+    one, other = model(input_ids=rows).logits[:, 0].float()
+    if (one - other).norm() > 1e-3 * one.norm():
+        raise InputError(f"`{path}` sees the tokens that come after: it is no causal model", "models", "name one that writes text")
+
+
 class Suite:
     """What `EvaluationArguments` ask for.
 
@@ -123,7 +132,11 @@ class Suite:
         is_reward = is_reward_model(config)
         kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        model = kind.from_pretrained(path, dtype=dtype).to(self.device).eval()
+        model = load_whole(kind, path, "models", dtype=dtype).to(self.device).eval()
+        if is_reward and config.num_labels != 1:
+            raise InputError(f"`{path}` sorts text into {config.num_labels} classes and gives it no score", "models")
+        if not is_reward:
+            _check_causal(model, path)
         return model, AutoTokenizer.from_pretrained(path), is_reward
 
     def reference_replies(self) -> list | None:
