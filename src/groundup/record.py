@@ -299,8 +299,8 @@ def _ancestry(directory: str | Path) -> Iterator[tuple[dict[str, Any], Path | No
 def find_parent(parent: dict[str, Any], child: Path) -> Path | None:
     """The stage directory that a record's `parent` names, if it is still there."""
     path = Path(str(parent.get("path")))
-    # A run that was moved or copied as a whole: beside the child, and believed only if it holds the same weights. Where it was, there
-    # may be another run by now.
+    # A run that was moved or copied as a whole: beside the child, and believed only if it holds the same weights. Where it was,
+    # there may be another run by now.
     beside, weights = child.resolve().parent / path.name, parent.get("weights_sha256")
     if weights and beside != path.resolve() and (beside / FILE).is_file() and hash_weights(beside) == weights:
         return beside
