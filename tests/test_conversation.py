@@ -47,6 +47,10 @@ def test_end_of_a_turn_and_the_longest_reply_are_told_apart(speaker):
     ended.settings.eos_token_id = list(range(len(speaker.tokenizer)))  # whatever comes first ends it
     list(ended)
     assert (ended.finish, ended.tokens) == ("stop", 1)
+    ended = speaker.reply(CHAT, 0, 1)
+    ended.settings.eos_token_id = list(range(len(speaker.tokenizer)))
+    list(ended)
+    assert (ended.finish, ended.tokens) == ("stop", 1)  # with the last token it had
 
 
 @pytest.fixture
@@ -93,6 +97,18 @@ def test_oldest_turns_are_left_out_where_there_is_no_room(speaker):
     kept = next(start for start in range(1, len(asked), 2) if len(spelt(start)) <= 400)
     assert 1 < kept < len(asked) - 1
     assert speaker.fit(asked, 400).tolist() == [spelt(kept)]
+
+
+def test_a_last_question_is_kept_whatever_came_before(speaker):
+    before = [{"role": "user", "content": "5 " * 300}, *CHAT]
+    alone = speaker.fit(CHAT, 400).tolist()
+    assert speaker.fit(before, 400).tolist() == speaker.fit([CHAT[0], before[0], *CHAT], 400).tolist() == alone
+
+
+def test_messages_that_the_template_refuses_are_a_mistake(speaker, monkeypatch):
+    monkeypatch.setattr(speaker.tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(InputError, match="roles must alternate"):
+        speaker.reply(CHAT)
 
 
 def test_reply_has_the_room_that_is_left(speaker):

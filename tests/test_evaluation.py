@@ -1,12 +1,13 @@
 """The suite on models whose every answer is known."""
 
+import copy
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from groundup import evaluation, stats
-from groundup.chat import END_OF_TEXT, TURN_END
+from groundup.chat import END_OF_TEXT, TURN_END, TURN_START
 from groundup.evaluation import (
     EvaluationArguments,
     Model,
@@ -139,6 +140,27 @@ def test_reply_fits_the_context(tokenizer):
     assert model.asked[0]["max_new_tokens"] == 20 - len(prompt)
 
 
+def test_no_reply_is_cut_off_for_a_neighbour(tiny_model, tokenizer):
+    """Where the context ends early, a batch says what each question is answered alone, and a question that fills it nothing."""
+    prompts = ["Hi", "What? " * 9, "Where? " * 4, "Who? " * 20]
+    model = Model(tiny_model, tokenizer, batch_size=4)
+    model.longest = len(model.encode_turn(prompts[1])) + 5
+    tiny_model.generation_config.eos_token_id = None
+    alone = [model.replies([prompt], max_new_tokens=16)[0] for prompt in prompts]
+    assert model.replies(prompts, max_new_tokens=16) == alone
+    assert len(model.encode_turn(prompts[3])) > model.longest and alone[3] == ("", False)
+    assert len(alone[0][0]) > len(alone[1][0]) > 0
+
+
+def test_a_model_s_own_taste_in_tokens_does_not_count(tiny_model, tokenizer):
+    """As Qwen2.5 has it: no greedy reply, and no sample at temperature 1, is one that its generation_config.json has bent."""
+    asked = [(0.0, 0), (1.0, 0), (1.0, 1)]
+    model = Model(tiny_model, tokenizer, batch_size=1)
+    plain = [model.replies(["Hi"], 16, *how) for how in asked]
+    tiny_model.generation_config.update(repetition_penalty=9.0, no_repeat_ngram_size=1, min_p=0.9, typical_p=0.1, top_p=0.1)
+    assert [model.replies(["Hi"], 16, *how) for how in asked] == plain
+
+
 def model_ids(tokenizer):
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -162,6 +184,15 @@ def test_documents_begin_at_the_end_of_the_one_before(bigram, tokenizer):
     separator = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     bits = -bigram.log_likelihood([separator], model_ids(tokenizer)(text)) / math.log(2)
     assert found["bits_per_byte"]["value"] == pytest.approx(bits / len(text), rel=1e-4)
+
+
+def test_documents_begin_as_the_model_has_learned_that_texts_do(bigram, tokenizer):
+    """For a model of the Hub with a token for the beginning (Llama, Gemma), that one, as the harness has it."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.bos_token = TURN_START
+    found = bits_per_byte(Model(bigram, tokenizer, batch_size=2), [{"text": "Ada lives in Dorn."}])
+    bits = -bigram.log_likelihood([tokenizer.bos_token_id], model_ids(tokenizer)("Ada lives in Dorn.")) / math.log(2)
+    assert found["bits_per_byte"]["value"] == pytest.approx(bits / len("Ada lives in Dorn."), rel=1e-4)
 
 
 def test_cloze_takes_the_likeliest_choice(bigram, tokenizer):
@@ -296,11 +327,12 @@ def test_kl_is_the_replies_own_log_ratio(tokenizer):
     torch.manual_seed(0)
     tables = [torch.randn(len(tokenizer), len(tokenizer)) for _ in range(2)]
     one, other = (Model(Bigram(table, longest=512), tokenizer, batch_size=2) for table in tables)
-    prompts, replies = ["Ada?", "Where does Bruno live?", "So?"], [("In Dorn.", True), ("It is far", False), ("", True)]
+    prompts = ["Ada?", "Where does Bruno live?", "So?", "No?"]
+    replies = [("In Dorn.", True), ("It is far", False), ("", True), ("", False)]  # the last ended the text, not the turn
     found = kl_of_replies(one, other, prompts, replies)
     for value, prompt, (reply, ended) in zip(found, prompts, replies, strict=True):
         said = tokenizer(reply, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * ended
         context = one.encode_turn(prompt)
         expected = one.model.log_likelihood(context, said) - other.model.log_likelihood(context, said)
         assert value == pytest.approx(expected, abs=1e-4)
-    assert kl_of_replies(one, one, prompts, replies) == [0.0] * 3
+    assert kl_of_replies(one, one, prompts, replies) == [0.0] * 4

@@ -46,6 +46,9 @@ def test_held_out_rows_are_not_training_data(rung, tmp_path):
     data = record.read(directory)["data"]
     record.update(directory, config={"eval_dataset": data[0]["name"]})
     assert looked_for(documents=[SEEN]).of(directory)["documents"]["share"] == 0
+    for trained in ({"dataset": data[0]["name"]}, {"datasets": [{"path": data[0]["name"], "weight": 1.0}]}):
+        record.update(directory, config={"eval_dataset": data[0]["name"], **trained})
+        assert looked_for(documents=[SEEN]).of(directory)["documents"]["share"] == 1
     record.update(directory, config={}, rung="random")  # it has the record of the run that it began
     assert training_data(directory) == []
 

@@ -106,6 +106,21 @@ def test_pushed_twice_is_pushed_once(server, stage, capsys):
     assert "nothing new ->" in capsys.readouterr().out
 
 
+def test_nothing_is_left_of_the_model_that_was_there_before(server, stage):
+    """An adapter was pushed, then the model that it was merged into: with both there transformers would load the adapter's base."""
+    names = ("adapter_config.json", "adapter_model.safetensors", "model.safetensors.index.json", "gate.json")
+    for name in names:
+        (stage / name).write_text("{}")
+    record.update(stage, **record.hashes(stage))
+    push(str(stage), "me/nano")
+    assert set(names) <= set(server.files("me/nano"))
+    for name in (*names, "eval.json"):
+        (stage / name).unlink()
+    push(str(stage), "me/nano")
+    assert not {*names, "eval.json"} & set(server.files("me/nano"))
+    assert {"model.safetensors", "config.json", "report.html"} <= set(server.files("me/nano"))
+
+
 def test_each_checkpoint_is_a_revision(server, stage, capsys):
     (stage / "checkpoint-4/tokenizer.json").write_text("{}")
     push(str(stage), "me/nano", "--public", "--revisions")

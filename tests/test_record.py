@@ -169,6 +169,18 @@ def test_lineage_follows_a_moved_run_only_to_the_same_weights(tmp_path):
     assert [step["rung"] for step in record.lineage(tmp_path / "moved/ppo")] == ["ppo", None]
 
 
+def test_a_copied_run_does_not_mind_what_became_of_the_first(family):
+    """`cp -r run run_seed0`, and the ladder is climbed again in `run`: the copy is whole, and its parents are its own."""
+    shutil.copytree(family, family / "copy")
+    for rung in ("base", "sft"):
+        damage(family / rung / "model.safetensors")
+        record.update(family / rung, seed=1, **record.hashes(family / rung))
+    assert record.verify(family / "copy" / "ppo") == []
+    parent = record.read(family / "copy" / "ppo")["parent"]
+    assert record.find_parent(parent, family / "copy" / "ppo") == family / "copy" / "sft"
+    assert len(record.verify(family / "ppo")) == 2  # whose parents did change
+
+
 def test_lineage_ends_where_there_is_no_record_or_a_circle(tmp_path):
     assert [step["rung"] for step in record.lineage(tmp_path)] == [None]
     make_stage(tmp_path, "a", {"path": (tmp_path / "b").as_posix()}, b"a")

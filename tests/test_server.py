@@ -107,6 +107,14 @@ def test_client_that_has_gone_ends_the_generation(server, monkeypatch):
         ({"model": "sft", "messages": []}, "messages are a list"),
         ({"model": "sft", "messages": ["hi"]}, "messages are a list"),
         ({"model": "sft", "messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages are a list"),
+        (b"[" * 100_000, "recursion"),
+        (b'{"model": "sft", "seed": ' + b"1" * 5000 + b"}", "integer string"),
+        (b'{"model": "sft", "messages": [{"role": "user", "content": "\\ud800"}]}', "surrogates not allowed"),
+        ({"model": ["sft"], "messages": CHAT}, "no such model"),
+        ({"model": "sft", "messages": [{"role": "system", "content": "So."}]}, "nothing was asked"),
+        ({"model": "sft", "messages": CHAT, "n": 2}, "`n` is not done here"),
+        ({"model": "sft", "messages": CHAT, "stop": ["\n"]}, "`stop` is not done here"),
+        ({"model": "sft", "messages": CHAT, "top_p": 2}, "cannot be"),
         ({"model": "sft", "messages": CHAT, "temperature": "hot"}, "`temperature` is no number"),
         ({"model": "sft", "messages": CHAT, "max_tokens": True}, "`max_tokens` is no number"),
         ({"model": "sft", "messages": CHAT, "max_tokens": -1}, "cannot be"),
@@ -133,6 +141,27 @@ def test_what_is_not_there(server):
     assert request(server, "/etc/passwd").status == request(server, "/v1/completions", {}).status == 404
     assert request(server, "/v1/models", method="DELETE").status == 501
     assert request(server, "/v1/chat/completions", b"1", Content_Length="9999999").status == 413
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "1" * 5000])
+def test_a_length_that_is_none_is_not_waited_for(server, length):
+    response = request(server, "/v1/chat/completions", b"{}", Content_Length=length)
+    assert (response.status, response.headers["Connection"]) == (411, None) and b"Content-Length" in response.body
+
+
+def test_what_clients_send_unasked_and_a_seed_of_any_size(server):
+    usual = {"n": 1, "stop": None, "top_p": 1, "frequency_penalty": 0.0, "tools": [], "logprobs": False}
+    found = [
+        json.loads(ask(server, temperature=1.0, max_tokens=8, **more).body)["choices"]
+        for more in ({"seed": 5}, {"seed": 5, **usual})
+    ]
+    assert found[0] == found[1]
+    assert ask(server, max_tokens=2, seed=-(2**70)).status == 200
+    likeliest = [
+        json.loads(ask(server, max_tokens=8, **how).body)["choices"]
+        for how in ({"temperature": 0}, {"temperature": 1, "top_p": 1e-9})
+    ]
+    assert likeliest[0] == likeliest[1] != found[0]
 
 
 def test_port_that_is_taken_is_told(server):

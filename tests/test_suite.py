@@ -1,11 +1,16 @@
 """The files of the suite: how they are read, what is refused, and that models of each kind are measured."""
 
 import json
+import shutil
 
 import pytest
+from groundup import export
+from groundup.conversation import Speaker
 from groundup.errors import InputError
 from groundup.evaluation import EvaluationArguments
 from groundup.suite import FILES, Suite, read_rows
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 
 def test_rows_are_read_and_blank_lines_are_not(tmp_path):
@@ -20,6 +25,7 @@ def test_rows_are_read_and_blank_lines_are_not(tmp_path):
         (['{"prompt": "a", "answer": "b"}', "not json"], 2, "not JSON"),
         (['{"prompt": "a", "answer": "b"}', "", '{"prompt": "a"}'], 3, "the row lacks answer"),
         (['["prompt", "answer"]'], 1, "the row lacks prompt, answer"),
+        (['{"prompt": "a", "answer": 7}'], 1, "`answer` is no text"),
     ],
 )
 def test_bad_row_is_named_by_file_and_line(tmp_path, lines, number, says):
@@ -28,6 +34,27 @@ def test_bad_row_is_named_by_file_and_line(tmp_path, lines, number, says):
     with pytest.raises(InputError, match=says) as refused:
         read_rows(str(path), FILES["instructions"], "instructions")
     assert refused.value.where == f"{path}:{number}"
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "says"),
+    [
+        ("choices", {"query": "q", "choices": ["a", "b"], "gold": "1"}, "`gold: '1'` is the number of none of its 2 choices"),
+        ("choices", {"query": "q", "choices": ["a", "b"], "gold": 2}, "`gold: 2`"),
+        ("choices", {"query": "q", "choices": ["a", "b"], "gold": -1}, "`gold: -1`"),
+        ("choices", {"query": "q", "choices": ["a", "b"], "gold": True}, "`gold: True`"),
+        ("choices", {"query": "q", "choices": "ab", "gold": 0}, "`choices` is no list of texts"),
+        ("cloze", {"prompt": "p", "choices": ["", "b"], "gold": 1}, "`choices` is no list of texts"),
+        ("questions", {"prompt": "p", "answer": "a", "alternatives": "bc"}, "`alternatives` is no list of texts"),
+        ("documents", {"text": None}, "`text` is no text"),
+        ("problems", {"question": "q", "answer": [1]}, "`answer` is no text"),
+    ],
+)
+def test_row_that_would_be_graded_wrongly_in_silence_is_refused(tmp_path, name, row, says):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(InputError, match=says):
+        read_rows(str(path), FILES[name], name)
 
 
 def test_no_file_and_empty_file(tmp_path):
@@ -65,3 +92,24 @@ def test_suite_measures_a_model_of_each_kind(tiny_base, world, tokenizer, tmp_pa
     without = Suite(EvaluationArguments(documents=names["documents"], max_rows=1))
     with pytest.raises(InputError, match="is a reward model"):
         without.evaluate(str(tmp_path / "judge"))
+
+
+def test_what_would_give_figures_of_something_else_is_refused(tiny_base, tokenizer, world, tmp_path):
+    """A model that lacks a matrix, which would be drawn at random; one that reads both ways; a classifier."""
+    suite = Suite(EvaluationArguments(documents=str(world / "eval_documents.jsonl"), max_rows=1))
+    weights = load_file(tiny_base / "model.safetensors")
+    shutil.copytree(tiny_base, tmp_path / "holed")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "holed" / "model.safetensors", metadata={"format": "pt"})
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(vocab_size=len(tokenizer), num_labels=3, pad_token_id=0, **sizes)
+    for kind in (BertForMaskedLM, BertForSequenceClassification):
+        kind(config).save_pretrained(tmp_path / kind.__name__)
+        tokenizer.save_pretrained(tmp_path / kind.__name__)
+    refused = {"holed": "lacks 1 of", "BertForMaskedLM": "sees the tokens", "BertForSequenceClassification": "into 3 classes"}
+    for name, why in refused.items():
+        with pytest.raises(InputError, match=why):
+            suite.evaluate(str(tmp_path / name))
+    for load in (Speaker, export.load):
+        with pytest.raises(InputError, match="lacks 1 of"):
+            load(str(tmp_path / "holed"))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from groundup import record
 from groundup.errors import InputError
-from groundup.model import check_model_path
+from groundup.model import check_model_path, load_whole
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, TextIteratorStreamer
 
@@ -58,7 +58,7 @@ class Reply:
         try:
             with self.speaker.lock:  # models share the cores: a second question waits
                 if self.seed is not None:
-                    torch.manual_seed(self.seed)
+                    torch.manual_seed(self.seed % 2**63)
                 said = self.speaker.model.generate(
                     self.ids,
                     attention_mask=torch.ones_like(self.ids),
@@ -67,7 +67,8 @@ class Reply:
                     stopping_criteria=[Stopped(self.stopped)],
                 )
             self.tokens = said.size(1) - self.prompt_tokens
-            if self.tokens == self.settings.max_new_tokens:
+            ends = torch.tensor([] if self.settings.eos_token_id is None else self.settings.eos_token_id, device=said.device)
+            if self.tokens == self.settings.max_new_tokens and not torch.isin(said[0, -1], ends):
                 self.finish = "length"
         except BaseException as error:  # raised where the reply is read
             self.error = error
@@ -99,7 +100,7 @@ class Speaker:
             raise InputError("a reward model scores text and writes none", path, "name the policy that it trained")
         self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(self.device).eval()
+        self.model = load_whole(AutoModelForCausalLM, path, dtype=dtype).to(self.device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.name = name or path
         rung = (record.read(path) or {}).get("rung") if Path(path).is_dir() else None
@@ -117,23 +118,31 @@ class Speaker:
             return False
 
     def reply(
-        self, messages: list[Message], temperature: float | None = None, max_tokens: int | None = None, seed: int | None = None
+        self,
+        messages: list[Message],
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        top_p: float | None = None,
     ) -> Reply:
         """What comes after `messages`, the last of which is the user's. The oldest turns are left out where there is no room.
 
         Args:
             temperature: 0 for the likeliest token at each place; None for the model's own setting.
             max_tokens: of the reply; None for the model's own setting.
+            top_p: of what is sampled; None for the model's own setting.
 
         Raises:
-            InputError: the last message alone leaves no room for a reply, or a setting that cannot be.
+            InputError: the last message alone leaves no room for a reply, or a message or setting that cannot be.
         """
         settings = copy.deepcopy(self.model.generation_config)
         wanted = max_tokens if max_tokens is not None else settings.max_new_tokens or LONGEST_REPLY
-        if wanted < 1 or temperature is not None and not 0 <= temperature <= 100:
-            raise InputError(f"temperature {temperature}, {wanted} tokens: cannot be", fix="a temperature from 0, a token or more")
+        if wanted < 1 or temperature is not None and not 0 <= temperature <= 100 or top_p is not None and not 0 < top_p <= 1:
+            fix = "a temperature from 0, a token or more, a top_p up to 1"
+            raise InputError(f"temperature {temperature}, {wanted} tokens, top_p {top_p}: cannot be", fix=fix)
         if temperature is not None:
             settings.do_sample, settings.temperature = temperature > 0, temperature or None
+        settings.top_p = settings.top_p if top_p is None else top_p
         settings.max_length = None
         if settings.pad_token_id is None:
             settings.pad_token_id = self.tokenizer.pad_token_id
@@ -142,7 +151,9 @@ class Speaker:
         return Reply(self, ids.to(self.device), settings, seed)
 
     def fit(self, messages: list[Message], room: int) -> torch.Tensor:
-        """Token ids (1, T) of the newest turns that take at most `room`, and of a system message."""
+        """Token ids (1, T) of the newest turns that take at most `room`, from a user's on, and of a system message."""
+        for message in messages:
+            message["content"].encode()  # UnicodeEncodeError: half a character, which no tokenizer takes
         if not self.chats:
             ids = self.tokenizer(messages[-1]["content"], return_tensors="pt")["input_ids"]
             if not ids.size(1):
@@ -150,9 +161,18 @@ class Speaker:
             return ids[:, -room:].long()
         system = messages[:1] if messages[0]["role"] == "system" else []
         turns = messages[len(system) :]
+        if not turns:
+            raise InputError("nothing was asked", "messages", "add a message of the user's")
         while turns:
-            ids = self.tokenizer.apply_chat_template(system + turns, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+            try:
+                ids = self.tokenizer.apply_chat_template(system + turns, add_generation_prompt=True, return_tensors="pt")[
+                    "input_ids"
+                ]
+            except TemplateError as error:
+                raise InputError(f"`{self.name}` takes no such messages: {error}", "messages") from None
             if ids.size(1) <= room:
                 return ids
-            turns = turns[2:]
+            turns = turns[1:]
+            while turns and turns[0]["role"] != "user":
+                turns = turns[1:]
         raise InputError(f"the message is longer than the {room} tokens that `{self.name}` can read", fix="make it shorter")

@@ -1,6 +1,7 @@
 """One suite for every rung, random weights included: the same questions, the same graders, every figure with its interval."""
 
 import importlib
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -101,19 +102,29 @@ class Model:
 
     @torch.inference_mode()
     def replies(self, prompts: list[str], max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> list[tuple[str, bool]]:
-        """(reply, ended its turn by itself) for each question, put as one user turn. Temperature 0 is greedy."""
+        """(reply, ended its turn by itself) for each question, put as one user turn. Temperature 0 is greedy.
+
+        A question that fills the model's context gets no reply. How else a model would have tokens chosen (`generation_config` of
+        some on the Hub penalises repetition) does not count: all are asked in the same way.
+        """
         torch.manual_seed(seed)
-        own = self.model.generation_config.eos_token_id  # some models of the Hub have several ends
+        settings = self.model.generation_config
+        own = settings.eos_token_id  # some models of the Hub have several ends
         turn_ends = self.turn_ends | (set(own if isinstance(own, list) else [] if own is None else [own]) - {self.end_of_text})
         stops = sorted({self.end_of_text, *turn_ends})
         encoded = [self.encode_turn(prompt) for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+        rooms = [min(max_new_tokens, self.longest - len(ids)) for ids in encoded]
+        order = sorted((i for i, room in enumerate(rooms) if room > 0), key=lambda i: len(encoded[i]))
+        alike = itertools.groupby(order, key=rooms.__getitem__)  # no reply is cut off for want of room beside a neighbour
         results: list[tuple[str, bool]] = [("", False)] * len(prompts)
-        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
-        for batch in in_batches(order, self.batch_size):
+        how: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+        if temperature:
+            how |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "typical_p": 1.0}
+            how |= {} if settings.min_p is None else {"min_p": 0.0}
+        for batch in itertools.chain.from_iterable(in_batches(list(rows), self.batch_size) for _, rows in alike):
             ids, mask = pad_rows([encoded[i] for i in batch], self.pad, left=True, device=self.model.device)
             config = GenerationConfig(
-                max_new_tokens=min(max_new_tokens, max(1, self.longest - ids.size(1))),
+                max_new_tokens=rooms[batch[0]],
                 eos_token_id=stops,
                 pad_token_id=self.pad,
                 **how,
@@ -150,12 +161,14 @@ def figure(values: list[float], of: list, clusters: list[int] | None = None, wei
 
 
 def bits_per_byte(model: Model, rows: list[dict]) -> dict[str, dict]:
-    """Bits per byte and per token of whole documents, cut where the model's context ends. Intervals: bootstrap over documents."""
+    """Bits per byte and per token of whole documents, cut where the model's context ends; before each piece stands what begins a
+    text for the model. Intervals: bootstrap over documents.
+    """
     pairs, sizes, tokens = [], [], []
     for row in rows:
         ids = model.encode(row["text"])
         pieces = list(in_batches(ids, model.longest - 1))
-        pairs += [([model.end_of_text], piece) for piece in pieces]
+        pairs += [([model.start], piece) for piece in pieces]
         sizes.append((len(row["text"].encode()), len(pieces)))
         tokens.append(len(ids))
     each = iter(model.log_likelihoods(pairs))

@@ -9,7 +9,7 @@ import torch
 from groundup import card, record
 from groundup.chat import CHAT_TEMPLATE
 from groundup.errors import InputError
-from groundup.model import count_parameters
+from groundup.model import count_parameters, load_whole
 from groundup.stage import write_for_older
 from groundup.tokenizer import SPLIT
 from tokenizers import Regex, Tokenizer, pre_tokenizers
@@ -68,10 +68,10 @@ def load(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     """Weights in float32, and the tokenizer.
 
     Raises:
-        InputError: what `check_exportable` refuses.
+        InputError: what `check_exportable` refuses, and weights that are not all there.
     """
     check_exportable(directory)
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32), AutoTokenizer.from_pretrained(directory)
+    return load_whole(AutoModelForCausalLM, str(directory), dtype=torch.float32), AutoTokenizer.from_pretrained(directory)
 
 
 def cast(weight: torch.Tensor, name: str, dtype: str) -> torch.Tensor:

@@ -84,8 +84,10 @@ def training_data(directory: str | Path) -> list[dict[str, Any]]:
         if run is None:
             raise Unchecked("there is no record of what it was trained on")
         if run.get("rung") != "random":  # its record is that of the run it began
-            held_out = (run.get("config") or {}).get("eval_dataset")
-            found += [entry for entry in run.get("data") or [] if entry.get("name") != held_out]
+            config = run.get("config") or {}
+            trained = {config.get("dataset"), *(source.get("path") for source in config.get("datasets") or [])}
+            held_out = {config.get("eval_dataset")} - trained  # or it was trained on all the same
+            found += [entry for entry in run.get("data") or [] if entry.get("name") not in held_out]
         parent = run.get("parent")
         here = record.find_parent(parent, here) if parent else None
         if parent and not here:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from fnmatch import fnmatch
 from pathlib import Path
@@ -27,6 +27,8 @@ WAITS = (1, 4, 16)  # seconds before each further try, where the Hub names none
 LONGEST_WAIT = 600.0  # seconds that are waited when it does
 # Of a directory with a model, what the model is: not `training_args.bin` (a pickle), nor what only a resumption needs.
 MODEL = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md")
+# What a model that was pushed there before may have left, and would be read with this one: weights, an adapter, figures.
+STALE = ("model*.safetensors*", "adapter_*", record.EVALUATION, record.GATE)
 LATEST = "last-checkpoint"  # as the Trainer calls it with `hub_strategy: checkpoint`
 T = TypeVar("T")
 
@@ -109,11 +111,13 @@ class Repository:
             self.ask(lambda: self.api.create_branch(self.name, branch=self.revision, exist_ok=True))
         return self
 
-    def send(self, files: dict[str, Path | bytes], message: str, revision: str | None = None, instead_of: str = "") -> str:
+    def send(
+        self, files: dict[str, Path | bytes], message: str, revision: str | None = None, instead_of: Iterable[str] = ()
+    ) -> str:
         """Commit the files under these names, together. What the Hub has is not sent again, and what is all there is no new commit.
 
         Args:
-            instead_of: a pattern; other files of such names are deleted.
+            instead_of: patterns; other files of such names are deleted.
 
         Returns:
             The commit's hash.
@@ -125,7 +129,9 @@ class Repository:
 
         def commit() -> str:  # all of it again at each try: an answer may be lost after the commit was made
             there = self.api.list_repo_files(self.name, revision=revision) if instead_of else []
-            gone = [n for n in there if fnmatch(n, instead_of) and n not in files and not n.startswith(".")]
+            gone = [
+                n for n in there if n not in files and any(fnmatch(n, pattern) for pattern in instead_of) and not n.startswith(".")
+            ]
             operations: list = [CommitOperationDelete(path_in_repo=name) for name in gone]
             operations += [CommitOperationAdd(n, f if isinstance(f, bytes) else str(f)) for n, f in files.items()]
             return self.api.create_commit(self.name, operations, commit_message=message, revision=revision).oid
@@ -145,7 +151,7 @@ class Repository:
         if report and page.is_file():
             files[page.name] = page
         before = self.ask(lambda: self.api.model_info(self.name, revision=self.revision))
-        commit = self.send(files, "Model, card, record and evaluation", instead_of="model*.safetensors")
+        commit = self.send(files, "Model, card, record and evaluation", instead_of=STALE)
         news = "nothing new" if commit == before.sha else f"{len(files)} files"
         yield f"{news} -> {self.api.endpoint}/{self.name} ({'private' if before.private else 'public'}, commit {commit[:12]})"
         for step, folder in checkpoints(directory) if revisions else []:
@@ -154,7 +160,7 @@ class Repository:
                 continue
             branch = f"step-{step}"
             self.ask(lambda branch=branch: self.api.create_branch(self.name, branch=branch, exist_ok=True))
-            commit = self.send(model_files(folder), f"Weights at step {step}", revision=branch, instead_of="*")
+            commit = self.send(model_files(folder), f"Weights at step {step}", revision=branch, instead_of=["*"])
             yield f"{folder.name} -> revision {branch} (commit {commit[:12]})"
 
     # -- and back
@@ -250,7 +256,7 @@ class Pushing:
 
         def send() -> None:
             try:
-                self.repository.send(files, f"Training in progress, step {step}", instead_of=f"{name}/*" if self.resumes else "")
+                self.repository.send(files, f"Training in progress, step {step}", instead_of=[f"{name}/*"] if self.resumes else [])
             except (InputError, RunError) as error:
                 self.say(f"{folder.name} was not pushed: {error.what}; the run goes on")
 

@@ -287,10 +287,21 @@ def load_causal_model(args: ModelConfig) -> PreTrainedModel:
         if is_reward_model(AutoConfig.from_pretrained(path, revision=args.model_revision)):
             fix = "start from the model that it was made from"
             raise InputError(f"`{path}` is a reward model: it scores, and does not write", "model_name_or_path", fix)
-        model, found = AutoModelForCausalLM.from_pretrained(**loading_arguments(args), output_loading_info=True)
+    return load_whole(AutoModelForCausalLM, where="model_name_or_path", **loading_arguments(args))
+
+
+def load_whole(kind: type, pretrained_model_name_or_path: str, where: str = "", **arguments: Any) -> PreTrainedModel:
+    """`kind.from_pretrained`.
+
+    Raises:
+        InputError: weights that cannot be read, or that are not all there: transformers would draw the others at random.
+    """
+    path = pretrained_model_name_or_path
+    with reading(path, where):
+        model, found = kind.from_pretrained(path, output_loading_info=True, **arguments)
     if missing := sorted(found["missing_keys"]):
         what = f"`{path}` lacks {len(missing)} of the weights that its config.json asks for, such as `{missing[0]}`"
-        raise InputError(what, "model_name_or_path", "put the files back as they were written")
+        raise InputError(what, where or path, "put the files back as they were written")
     return model
 
 

@@ -16,7 +16,7 @@ from groundup.errors import InputError
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-Pair = tuple[list[int], list[int]]  # the tokens of a context and of its continuation, neither empty
+Pair = tuple[list[int], list[int]]  # the tokens of a context, which has some, and of its continuation
 MOST = 1 << 27  # logits, or entries of a mask, at a time: half a gigabyte in float32
 PADDED = 1.1  # times the shortest question of a batch, and some tokens, that its longest may take
 
@@ -102,7 +102,7 @@ def longest_shared(model: torch.nn.Module) -> int:
 
 @torch.inference_mode()
 def score(model: torch.nn.Module, pairs: list[Pair], batch_size: int, longest: int) -> list[Scored]:
-    """The likelihood of each continuation, in the order asked.
+    """The likelihood of each continuation, in the order asked; that of none at all is 1.
 
     Args:
         batch_size: questions at a time, at most.
@@ -117,6 +117,8 @@ def score(model: torch.nn.Module, pairs: list[Pair], batch_size: int, longest: i
 def _score(model: torch.nn.Module, pairs: list[Pair], batch_size: int, longest: int, shared: int) -> list[Scored]:
     found: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
     for i, (context, continuation) in enumerate(pairs):
+        if not continuation:
+            continue
         if len(continuation) > longest:
             fix = "leave the row out, or measure a model that takes more"
             raise InputError(f"a continuation of {len(continuation)} tokens for a model that takes {longest}", fix=fix)
@@ -130,7 +132,7 @@ def _score(model: torch.nn.Module, pairs: list[Pair], batch_size: int, longest: 
             [question] if question.size <= shared else [Question(question.context, {c: i}) for c, i in question.choices.items()]
         )
     ]
-    results = [Scored(0.0, False)] * len(pairs)
+    results = [Scored(0.0, True)] * len(pairs)
     for batch in _batches(sorted(questions, key=lambda question: question.size), batch_size, model):
         for i, scored in _score_batch(model, batch, pairs):
             results[i] = scored

@@ -326,14 +326,12 @@ def _ancestry(directory: str | Path, hashes: Callable = hashes) -> Iterator[tupl
 def find_parent(parent: dict[str, Any], child: Path) -> Path | None:
     """The stage directory that a record's `parent` names, if it is still there."""
     path = Path(str(parent.get("path")))
-    if (path / FILE).is_file():
-        return path
-    # A run that was moved or copied as a whole: beside the child, and believed only if it holds the same weights.
-    beside = child.resolve().parent / path.name
-    weights = parent.get("weights_sha256")
-    if weights and (beside / FILE).is_file() and hash_weights(beside) == weights:
+    # A run that was moved or copied as a whole: beside the child, and believed only if it holds the same weights. Where it was,
+    # there may be another run by now.
+    beside, weights = child.resolve().parent / path.name, parent.get("weights_sha256")
+    if weights and beside != path.resolve() and (beside / FILE).is_file() and hash_weights(beside) == weights:
         return beside
-    return None
+    return path if (path / FILE).is_file() else None
 
 
 def changed(old_config: dict, new_config: dict, ignore: Iterable[str] = ()) -> list[str]:

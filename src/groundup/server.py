@@ -5,6 +5,7 @@ cache and not directories, and asks a base model in a chat template that it has 
 """
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,9 @@ from groundup.errors import InputError
 
 PAGE = Path(__file__).with_name("chat.html")
 LARGEST = 1 << 20  # bytes of a request
+# What would change the answer and is not done here, unless it asks for what comes anyway.
+UNDONE = {"n": (1,), "stop": ([], ""), "tools": ([],), "response_format": ({"type": "text"},), "logprobs": (False,)}
+UNDONE |= {"frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},)}
 # The page loads nothing from anywhere, and what a model says is text in it.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'"
@@ -72,7 +76,12 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(HTTPStatus.NOT_FOUND, f"nothing is at {self.path}")
 
     def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
+        said = self.headers.get("Content-Length") or ""
+        if not re.fullmatch("[0-9]{1,15}", said):  # none at all (chunks), or a negative one, which would read for ever
+            self.close_connection = True
+            self.refuse(HTTPStatus.LENGTH_REQUIRED, "write Content-Length, in bytes")
+            return
+        length = int(said)
         if length > LARGEST:
             self.close_connection = True  # what it sent is not read
             self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {LARGEST} bytes")
@@ -86,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             asked = json.loads(body)
             reply = self.reply(asked)
-        except (InputError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # InputError, and what json has to say
             self.refuse(HTTPStatus.BAD_REQUEST, "; ".join(line.strip() for line in str(error).splitlines()))
             return
         common = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked["model"]}
@@ -116,18 +125,22 @@ class Handler(BaseHTTPRequestHandler):
         Raises:
             InputError: no such model, messages that are none, or settings that cannot be.
         """
-        if not isinstance(asked, dict) or asked.get("model") not in self.server.speakers:
+        if not isinstance(asked, dict) or not isinstance(asked.get("model"), str) or asked["model"] not in self.server.speakers:
             raise InputError("no such model", "model", f"one of {', '.join(self.server.speakers)}")
         messages = asked.get("messages")
         is_list = isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages)
         if not is_list or not all(isinstance(m.get(key), str) for m in messages for key in ("role", "content")):
             raise InputError("messages are a list of {role, content}, both text", "messages")
-        numbers = {"temperature": (int, float), "max_tokens": int, "max_completion_tokens": int, "seed": int}
+        for name, usual in UNDONE.items():
+            if asked.get(name) is not None and asked[name] not in usual:
+                raise InputError(f"`{name}` is not done here", name, "leave it out")
+        numbers = {"temperature": (int, float), "top_p": (int, float), "max_tokens": int, "max_completion_tokens": int, "seed": int}
         for name, kind in numbers.items():
             if asked.get(name) is not None and (not isinstance(asked[name], kind) or isinstance(asked[name], bool)):
                 raise InputError(f"`{name}` is no number", name)
         limit = asked.get("max_completion_tokens") or asked.get("max_tokens")
-        return self.server.speakers[asked["model"]].reply(messages, asked.get("temperature"), limit, asked.get("seed"))
+        settings = asked.get("temperature"), limit, asked.get("seed"), asked.get("top_p")
+        return self.server.speakers[asked["model"]].reply(messages, *settings)
 
     def stream(self, common: dict, reply: Reply) -> None:
         """Server-sent events, a chunk a piece. A client that has gone ends the generation."""

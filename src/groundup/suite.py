@@ -18,7 +18,7 @@ from groundup.evaluation import (
     pair_accuracy,
     sampled_replies,
 )
-from groundup.model import check_model_path
+from groundup.model import check_model_path, load_whole
 from groundup.reading import is_reward_model
 from transformers import (
     AutoConfig,
@@ -45,7 +45,7 @@ def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
     """Rows of an evaluation file, JSON lines, perhaps gzip'd.
 
     Raises:
-        InputError: no such file, a line that is no JSON object, or one that lacks a key.
+        InputError: no such file, a line that is no JSON object, or one that lacks a key or has something else there than it should.
     """
     if not Path(path).is_file():
         raise InputError("no such evaluation file", f"{name}: {path}", f"leave `{name}` out, or make it (groundup.toyland)")
@@ -61,10 +61,35 @@ def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
             lacking = [key for key in keys if key not in row] if isinstance(row, dict) else list(keys)
             if lacking:
                 raise InputError(f"the row lacks {', '.join(lacking)}", f"{path}:{number}", f"rows of `{name}` have {keys}")
+            if wrong := _amiss(row, keys):
+                raise InputError(wrong, f"{path}:{number}")
             rows.append(row)
     if not rows:
         raise InputError("an empty evaluation file", f"{name}: {path}")
     return rows
+
+
+def _amiss(row: dict, keys: tuple[str, ...]) -> str | None:
+    """What would be measured wrongly in silence: `gold: "2"` is no choice's number, and no answer is ever equal to it."""
+    for key in keys:
+        if key in ("choices", "alternatives"):
+            if not isinstance(row[key], list) or not all(isinstance(text, str) and text for text in row[key]):
+                return f"`{key}` is no list of texts"
+        elif key == "gold":
+            if type(row[key]) is not int or not 0 <= row[key] < len(row["choices"]):
+                return f"`gold: {row[key]!r}` is the number of none of its {len(row['choices'])} choices, which begin with 0"
+        elif not isinstance(row[key], (str, int, float) if (key, keys[0]) == ("answer", "question") else str):
+            return f"`{key}` is no text"
+    return None
+
+
+@torch.inference_mode()
+def _check_causal(model: PreTrainedModel, path: str) -> None:
+    """transformers makes a causal model of BERT, too, which reads both ways, and so knows what it is asked to foresee."""
+    rows = torch.tensor([[1] + [2] * 7, [1] + [3] * 7], device=model.device)
+    one, other = model(input_ids=rows).logits[:, 0].float()
+    if (one - other).norm() > 1e-3 * one.norm():
+        raise InputError(f"`{path}` sees the tokens that come after: it is no causal model", "models", "name one that writes text")
 
 
 class Suite:
@@ -117,7 +142,11 @@ class Suite:
         is_reward = is_reward_model(config)
         kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        model = kind.from_pretrained(path, dtype=dtype).to(self.device).eval()
+        model = load_whole(kind, path, "models", dtype=dtype).to(self.device).eval()
+        if is_reward and config.num_labels != 1:
+            raise InputError(f"`{path}` sorts text into {config.num_labels} classes and gives it no score", "models")
+        if not is_reward:
+            _check_causal(model, path)
         return model, AutoTokenizer.from_pretrained(path), is_reward
 
     def reference_replies(self) -> list | None:
