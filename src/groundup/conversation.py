@@ -44,7 +44,7 @@ class Reply:
 
     def __iter__(self) -> Iterator[str]:
         streamer = TextIteratorStreamer(self.speaker.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        thread = threading.Thread(target=self._generate, args=(streamer,), daemon=True)
+        thread = threading.Thread(target=self._generate, args=(streamer,))  # no daemon: within PyTorch it would abort the process
         thread.start()
         try:
             yield from filter(None, streamer)
