@@ -12,8 +12,8 @@ FLOORS = (
     "tokenizer model head generation toyland families sources data verifier guarding sandbox unit_tests languages rewards metrics"
     " multiple_choice shards checkpoint hub running preflight command_line cleaning minhash contamination hardware"
     " memory",  # things
-    "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite corpus"
-    " selection",  # loops
+    "optim saving finite tracking samples callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite"
+    " corpus selection",  # loops
     "card curves report stage merging preparation workload step plan plan_table export conversation server",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
@@ -30,6 +30,9 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("finite", "saving"),
     ("callbacks", "saving"),
     ("callbacks", "finite"),
+    ("callbacks", "samples"),
+    ("callbacks", "tracking"),
+    ("samples", "pretraining"),
     ("data", "sources"),
     ("rewards", "guarding"),
     ("rewards", "verifier"),
