@@ -14,7 +14,7 @@ FLOORS = (
     " memory",  # things
     "optim saving finite tracking samples callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite"
     " corpus selection",  # loops
-    "card curves report stage merging preparation workload step plan plan_table export conversation server",  # joints
+    "card curves report stage merging preparation workload step plan plan_table export conversation server terminal",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
@@ -58,6 +58,7 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("merging", "stage"),
     ("export", "card"),
     ("server", "conversation"),
+    ("terminal", "conversation"),
     ("export", "stage"),
     ("stage", "plan"),
     ("plan", "step"),

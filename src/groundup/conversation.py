@@ -156,3 +156,10 @@ class Speaker:
                 return ids
             turns = turns[2:]
         raise InputError(f"the message is longer than the {room} tokens that `{self.name}` can read", fix="make it shorter")
+
+
+def short_names(models: list[str]) -> list[str]:
+    """Each path without what all of them begin with."""
+    paths = [path.rstrip("/") for path in models]
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else paths

@@ -14,6 +14,7 @@ import pytest
 from groundup import record
 from groundup.conversation import Speaker
 from groundup.errors import InputError
+from groundup.terminal import CONTROL
 
 from recipes.miniature import REPOSITORY, load_recipe
 
@@ -53,7 +54,7 @@ def said(stage, *turns):
 
 
 def shown(text):
-    return text.translate(load_recipe("chat").CONTROL)
+    return text.translate(CONTROL)
 
 
 def test_question_through_a_pipe(stages):
@@ -101,12 +102,6 @@ def test_rungs_reply_one_after_another_and_those_without_chat_are_named(talk, st
 def test_command_that_there_is_none_of(talk, stages):
     found = talk(["/help"], stages / "sft")
     assert found.out == "" and "no command `/help`: /reset" in found.err
-
-
-def test_names_are_short_and_different():
-    short = load_recipe("chat").short_names
-    assert short(["out/nano/sft/", "out/nano/grpo"]) == ["sft", "grpo"]
-    assert short(["out/nano/sft", "out/seed1/sft"]) == ["out/nano/sft", "out/seed1/sft"]
 
 
 def test_mistakes_are_three_lines(tmp_path, monkeypatch, capsys):
