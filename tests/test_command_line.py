@@ -320,7 +320,7 @@ def test_curves_are_kept_unless_told_otherwise(config, monkeypatch, tmp_path, ca
     assert training(where)[0].report_to == ["trackio"]
     assert training([*where, "--report_to", "none"])[0].report_to == []
     assert training([*where, "--config", config("report_to: none")])[0].report_to == []
-    assert training([*where, "--report_to", "tensorboard", "wandb"])[0].report_to == ["tensorboard", "wandb"]
+    assert training([*where, "--config", config("report_to: [tensorboard, wandb]")])[0].report_to == ["tensorboard", "wandb"]
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("groundup.command_line.find_spec", lambda name: None)
     assert training(where)[0].report_to == []

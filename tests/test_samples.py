@@ -33,10 +33,9 @@ def train(tiny_base, tokenizer, tmp_path):
     def train(times, prepare=lambda trainer: None, **settings):
         random.seed(0), np.random.seed(0), torch.manual_seed(0)
         model = AutoModelForCausalLM.from_pretrained(tiny_base, attention_dropout=0.3)
-        ids = tokenizer.encode(
-            "<|im_start|>user\nWhere does Ada live?<|im_end|>\n<|im_start|>assistant\nAda lives in Dorn.<|im_end|>"
-        )
-        labels = [-100] * (len(ids) - 8) + ids[-8:]
+        prompt = tokenizer.encode("<|im_start|>user\nWhere does Ada live?<|im_end|>\n<|im_start|>assistant\n")
+        reply = tokenizer.encode("Ada lives in Dorn.<|im_end|>")
+        ids, labels = prompt + reply, [-100] * len(prompt) + reply
         usual = {
             "max_steps": 6,
             "logging_steps": 6,
