@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 import trl
-from groundup.checkpoint import MANIFEST, checkpoints, discard, rotate, seal
+from groundup.checkpoint import MANIFEST, checkpoints, discard, rotate, seal, step_of
 from groundup.errors import InputError, Preempted, RunError
 from groundup.preflight import BATCH
 from groundup.reading import asks_to_run
@@ -51,7 +51,7 @@ class Saving(TrainerCallback):
         for name, files in READ.items():
             if hasattr(trainer, name):
                 setattr(trainer, name, numbers_only(getattr(trainer, name), files, run.checkpoint))
-        self.saved = int(Path(run.checkpoint).name.rpartition("-")[2]) if run.checkpoint else None
+        self.saved = step_of(run.checkpoint) if run.checkpoint else None
         self.postponed = False
         self.generates = isinstance(trainer, trl.GRPOTrainer)
         check_split(trainer, run)

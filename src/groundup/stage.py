@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from groundup import card, record
 from groundup.chat import END_OF_TEXT
-from groundup.checkpoint import Lock, checkpoints, newest_checkpoint, sweep
+from groundup.checkpoint import Lock, checkpoints, newest_checkpoint, step_of, sweep
 from groundup.configs import DataArguments, RunArguments
 from groundup.errors import InputError, RunError
 from groundup.hardware import peak_memory
@@ -112,7 +112,7 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
         if checkpoint:
             check_unchanged(before, entry, settings.allow_change)
         if checkpoint:
-            entry["saved_step"] = int(checkpoint.rpartition("-")[2])
+            entry["saved_step"] = step_of(checkpoint)
         if before:
             for line in [*passed_over, f"going on from {checkpoint or 'the beginning'}"]:
                 print(f"{rung}: {line}", flush=True)
