@@ -22,7 +22,7 @@ from groundup.model import count_parameters
 from groundup.plan import foresee
 from groundup.preflight import asked_world_size, check_allowed, check_schedules, check_unchanged, check_world_size
 from groundup.running import Run
-from groundup.saving import room_for, size_of_weights
+from groundup.saving import room_for, size_of_weights, weights_file
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -225,7 +225,7 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
         model.generation_config = chat_generation_config(tokenizer)
     if trainer.is_fsdp_enabled:  # whatever the checkpoints are saved as, a stage is a whole model
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    with room_for(run.directory / "model.safetensors", size_of_weights(model), args.should_save):
+    with room_for(run.directory / weights_file(model), size_of_weights(model), args.should_save):
         trainer.save_model(args.output_dir)
         trainer.save_state()
     peak = torch.tensor([peak_memory()], device=args.device)
