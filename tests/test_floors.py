@@ -12,10 +12,10 @@ FLOORS = (
     "tokenizer model head generation toyland families sources data verifier guarding sandbox unit_tests languages rewards metrics"
     " multiple_choice shards checkpoint hub running preflight command_line cleaning minhash contamination hardware"
     " memory",  # things
-    "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite corpus"
-    " selection",  # loops
+    "optim saving finite tracking samples callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite"
+    " corpus selection",  # loops
     "card curves page results lineage diagnostics report comparison stage merging preparation workload step plan plan_table export"
-    " conversation server",  # joints
+    " conversation server terminal",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
@@ -31,6 +31,9 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("finite", "saving"),
     ("callbacks", "saving"),
     ("callbacks", "finite"),
+    ("callbacks", "samples"),
+    ("callbacks", "tracking"),
+    ("samples", "pretraining"),
     ("data", "sources"),
     ("rewards", "guarding"),
     ("rewards", "verifier"),
@@ -64,6 +67,7 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("merging", "stage"),
     ("export", "card"),
     ("server", "conversation"),
+    ("terminal", "conversation"),
     ("export", "stage"),
     ("stage", "plan"),
     ("plan", "step"),

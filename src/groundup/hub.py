@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from groundup import record
-from groundup.checkpoint import MANIFEST, checkpoints, damage
+from groundup.checkpoint import MANIFEST, checkpoints, damage, step_of
 from groundup.errors import InputError, RunError
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -194,8 +194,9 @@ class Repository:
             what = "the finished model"
         else:
             folders = {name.partition("/")[0] for name in names if name.endswith(f"/{MANIFEST}")}
+            steps = {name: -1 if name == LATEST else step_of(name) for name in folders}
             damaged = []
-            for folder in sorted(folders, key=lambda name: int(name.rpartition("-")[2]) if name != LATEST else -1, reverse=True):
+            for folder in sorted((name for name in steps if steps[name] is not None), key=steps.get, reverse=True):
                 if wrong := damage(bring(f"{folder}/*") / folder):
                     damaged.append(f"{folder}: {wrong}")
                     continue
@@ -252,7 +253,7 @@ class Pushing:
             files |= {f"{name}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*")) if path.is_file()}
         else:
             files |= model_files(folder)
-        step = folder.name.rpartition("-")[2]
+        step = step_of(folder)
 
         def send() -> None:
             try:
