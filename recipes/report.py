@@ -51,7 +51,9 @@ def print_table(title: str, heads: list[str], lines: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*map(Text, heads), title=title or None, title_justify="left")
+    table = Table(title=title or None, title_justify="left")
+    for head in heads:
+        table.add_column(Text(head))
     for cells in lines:
         table.add_row(*(Text(cell.replace("**", ""), style="bold" if cell.startswith("**") else "") for cell in cells))
     Console().print(table)

@@ -14,8 +14,8 @@ FLOORS = (
     " memory",  # things
     "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite corpus"
     " selection",  # loops
-    "card curves page report comparison stage merging preparation workload step plan plan_table export conversation"
-    " server",  # joints
+    "card curves page results lineage diagnostics report comparison stage merging preparation workload step plan plan_table export"
+    " conversation server",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
@@ -52,6 +52,10 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("grpo", "curriculum"),
     ("report", "curves"),
     ("report", "page"),
+    ("report", "results"),
+    ("report", "lineage"),
+    ("report", "diagnostics"),
+    ("lineage", "results"),
     ("comparison", "report"),
     ("comparison", "curves"),
     ("comparison", "page"),

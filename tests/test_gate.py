@@ -135,7 +135,7 @@ def test_gate_lets_a_signal_through_and_the_report_shows_it(tiny_base, tokenizer
     assert "gate: " in capsys.readouterr().out
     (directory / "run.json").write_text(json.dumps({"schema": 1, "rung": "grpo", "status": "finished"}))
     page = write_report(tmp_path).read_text()
-    assert "Before grpo: 6 prompts, 4 completions each" in page and "something to learn from" in page
+    assert "tries at 6 prompts, and at least once in 4 at" in page and "there was something to learn." in page
     assert "| difficulty | prompts | pass@1 |" in (tmp_path / "report.md").read_text()
 
 

@@ -5,6 +5,7 @@
 
 import math
 import re
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from groundup.words import is_number, show_count
 from markupsafe import Markup, escape
 
 Points = list[tuple[float, float]]
-POINTS = 24_000  # drawn in a page, of all its series together: a megabyte, tables and all
+POINTS = 12_000  # drawn in a page, of all its series together: a megabyte, tables and all
 
 # Chart title -> {key or pattern in log_history: label}; a label with \1 takes the pattern's group.
 CURVES = {
@@ -35,11 +36,15 @@ ROLLOUTS = {  # of PPO and GRPO
     "KL to the reference": {"objective/kl": "nats a reply", "kl": "nats a token"},
     "Completion length, tokens": {"completions/mean_length": "mean", "completions/max_length": "longest"},
     "Entropy, nats a token": {"entropy": "policy"},
-    "Shares": {"frac_reward_zero_std": "flat groups", "completions/clipped_ratio": "cut off", "clip_ratio/region_mean": "clipped"},
+    "Flat groups, cut off, clipped": {
+        "frac_reward_zero_std": "flat groups",
+        "completions/clipped_ratio": "cut off",
+        "clip_ratio/region_mean": "clipped",
+    },
     "Value loss": {"value_loss": "critic"},
     "Explained variance": {"explained_variance": "critic"},
 }
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 200, 46, 12, 10, 34
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 190, 46, 20, 10, 34
 
 
 def read_history(directory: Path) -> list[dict[str, Any]]:
@@ -61,14 +66,15 @@ def not_finite(history: list[dict[str, Any]]) -> list[str]:
 def curves(history: list[dict[str, Any]], wanted: dict[str, dict[str, str]]) -> dict[str, dict[str, Points]]:
     """Chart title -> series label -> (step, value) points, of `wanted` (CURVES, ROLLOUTS) as far as the trainer logged them."""
     charts: dict[str, dict[str, Points]] = {}
+    keys = list(dict.fromkeys(key for entry in history for key in entry))
+    stepped = [entry for entry in history if is_number(entry.get("step"))]
     for title, patterns in wanted.items():
         series: dict[str, Points] = {}
-        for entry in history:
-            for key, value in entry.items():
-                for pattern, label in patterns.items():
-                    match = re.fullmatch(pattern, key)
-                    if match and is_number(value) and is_number(entry.get("step")):
-                        series.setdefault(match.expand(label), []).append((entry["step"], value))
+        for pattern, label in patterns.items():
+            for match in filter(None, (re.fullmatch(pattern, key) for key in keys)):
+                points = [(entry["step"], entry[match[0]]) for entry in stepped if is_number(entry.get(match[0]))]
+                if points:
+                    series.setdefault(match.expand(label), []).extend(points)
         if any(len(points) > 1 for points in series.values()):
             charts[title] = {label: sorted(points) for label, points in series.items()}
     if len(charts.get("Reward by function", {})) == 1 and "Reward" in charts:
@@ -108,7 +114,7 @@ class Chart:
 def chart(found: dict[str, dict[str, dict[str, Points]]]) -> list[Chart]:
     """The charts of all rungs, as `curves` found them by rung; the more there are, the fewer points of each series are drawn."""
     series = sum(len(series) for charts in found.values() for series in charts.values())
-    most = max(40, min(240, POINTS // max(series, 1)))
+    most = max(24, min(240, POINTS // max(series, 1)))
     return [
         Chart(title, rung, [thin(label, points, most) for label, points in series.items()])
         for rung, charts in found.items()
@@ -117,14 +123,30 @@ def chart(found: dict[str, dict[str, dict[str, Points]]]) -> list[Chart]:
 
 
 def thin(label: str, points: Points, most: int) -> Line:
-    """The first point, the last, and of each stretch between the one farthest from the running mean, so that no spike is lost."""
-    means = _smooth(points)
-    kept = [(x, y, mean) for (x, y), (_, mean) in zip(points, means, strict=True)]
-    if len(kept) > most:
-        stride, inner = -(-len(kept) // most), kept[1:-1]
-        stretches = (inner[i : i + stride] for i in range(0, len(inner), stride))
-        kept = [kept[0], *(max(stretch, key=lambda point: abs(point[1] - point[2])) for stretch in stretches), kept[-1]]
-    return Line(label, kept, means != points)
+    """The first point, the last, and of each stretch between the one farthest from its mean, so that no spike is lost."""
+    kept = list(range(len(points)))
+    if len(points) > most:
+        stride = -(-(len(points) - 2) // (most - 2))
+        stretches = [kept[i : min(i + stride, len(points) - 1)] for i in range(1, len(points) - 1, stride)]
+        kept = [0, *(_farthest(points, stretch) for stretch in stretches), len(points) - 1]
+    return Line(label, [(*points[i], _mean(points, i)) for i in kept], _window(points) > 0)
+
+
+def _farthest(points: Points, stretch: list[int]) -> int:
+    mean = statistics.fmean(points[i][1] for i in stretch)
+    return max(stretch, key=lambda i: abs(points[i][1] - mean))
+
+
+def _window(points: Points) -> int:
+    """How many points before and after are averaged: a twentieth of the run in all. Short runs stay as they are."""
+    return len(points) // 40
+
+
+def _mean(points: Points, index: int) -> float:
+    half = _window(points)
+    before = min(half, index)
+    after = before if index < half else half  # symmetric at the steep start; at the end, what there is
+    return statistics.fmean(y for _, y in points[index - before : index + after + 1])
 
 
 def draw(title: str, lines: list[Line], across: str = "step") -> Markup:
@@ -132,7 +154,7 @@ def draw(title: str, lines: list[Line], across: str = "step") -> Markup:
     everything = [point[:2] for line in lines for point in line.points]
     x_ticks = _ticks(min(x for x, _ in everything), max(x for x, _ in everything))
     y_ticks = _ticks(min(y for _, y in everything), max(y for _, y in everything))
-    x_low, x_high = min(x for x, _ in everything), max(max(x for x, _ in everything), x_ticks[-1])
+    x_low, x_high = min(x for x, _ in everything), max(x for x, _ in everything)
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
     def x_at(x: float) -> float:
@@ -145,7 +167,7 @@ def draw(title: str, lines: list[Line], across: str = "step") -> Markup:
     for y in y_ticks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(y)}" y2="{y_at(y)}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y_at(y) + 4}" text-anchor="end">{_tick_label(y)}</text>')
-    for x in (x for x in x_ticks if x >= x_low):
+    for x in (x for x in x_ticks if x_low <= x <= x_high):
         parts.append(f'<text x="{x_at(x)}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_tick_label(x)}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{across}</text>')
     for index, line in enumerate(lines):
@@ -171,17 +193,6 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _tick_label(value: float) -> str:
     return f"{value:g}" if abs(value) < 10000 else show_count(value).replace(" ", "")
-
-
-def _smooth(points: Points) -> Points:
-    half = len(points) // 40  # a window of a twentieth of the run: short runs stay as they are
-    means = []
-    for index, (x, _) in enumerate(points):
-        before = min(half, index)
-        after = before if index < half else half  # symmetric at the steep start; at the end, what there is
-        window = [y for _, y in points[index - before : index + after + 1]]
-        means.append((x, sum(window) / len(window)))
-    return means
 
 
 def _number(value: float) -> str:

@@ -32,15 +32,14 @@ def diagnose(rung: dict, history: list[dict[str, Any]], table: list[dict]) -> di
     `figures` are `[label, first, last, lowest, highest, meaning]`, `rewards` are `[what, before, after]`, `verdict` says whether
     reward and truth moved together, `gate` whether there was anything to learn from.
     """
-    logged = [entry for entry in history if "completions/mean_length" in entry]
+    logged = [entry for entry in history if "reward" in entry]
     if not logged and not rung["gate"]:
         return None
     config = rung["config"] or {}
     figures = []
     for key, (label, share, meaning) in WATCHED.items():
         values = [entry[key] for entry in logged if is_number(entry.get(key))]
-        alone = key == "frac_reward_zero_std" and config.get("num_generations") == 1  # a group of one is always flat
-        if values and not alone and (any(values) or not key.startswith("verifier/")):
+        if values and (any(values) or not key.startswith("verifier/")):
             shown = (values[0], values[-1], min(values), max(values))
             figures.append([label, *(_show(value, share) for value in shown), meaning])
     rewards, truths = _rewards(logged, config), _truths(rung, config, table)
@@ -48,11 +47,21 @@ def diagnose(rung: dict, history: list[dict[str, Any]], table: list[dict]) -> di
         "rung": rung["name"],
         "logs": len(logged),
         "figures": figures,
-        "rewards": [[label, f"{values[0]:.2f}", f"{values[-1]:.2f}"] for label, values in rewards],
-        "truths": [[label, cell["change"]["before"], cell["text"]] for label, cell in truths],
+        "rewards": [[label, f"{values[0]:.2f}", f"{values[-1]:.2f}", f"highest {max(values):.2f}"] for label, values in rewards],
+        "truths": [[f"{label}, held-out", cell["change"]["before"], cell["text"], _say(cell["change"])] for label, cell in truths],
         "verdict": _verdict(rewards, truths) if logged else "",
         "gate": rung["gate"] and {"words": say_gate(rung["gate"]), "rows": scoreboard.gate_table(rung["gate"])},
     }
+
+
+def telling(rung: dict, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The log without the share of flat groups where a group is a single completion, and always flat."""
+    alone = (rung["config"] or {}).get("num_generations") == 1
+    return [{key: value for key, value in entry.items() if not (alone and key == "frac_reward_zero_std")} for entry in history]
+
+
+def _say(change: dict) -> str:
+    return change["text"] + ("" if change["apart"] or change["text"] == "no change" else ", overlapping")
 
 
 def _show(value: float, share: bool) -> str:
@@ -101,7 +110,9 @@ def _verdict(rewards: list, truths: list) -> str:
     paid = {1: "rose", 0: "stayed where it was", -1: "fell"}[trend(rewards[0][1])]
     told = f"The reward {paid}"
     for label, values in rewards[1:]:
-        told += f", and {label.partition(',')[0]}, which nobody paid for, " + {1: "rose", 0: "stayed", -1: "fell"}[trend(values)]
+        told += f"; {label.partition(',')[0]}, which nobody paid for, went from {values[0]:.2f} to {values[-1]:.2f}"
+        fell = max(values) - values[-1] > 0.1 * (max(values) - min(values)) and max(values) > values[0]
+        told += f", after {max(values):.2f} at its highest" if fell else ""
     if not truths:
         return f"{told}. No held-out figure of this rung and of the one before it tells whether that is the truth."
     label, cell = truths[0]
@@ -123,8 +134,5 @@ def say_gate(gate: dict) -> str:
     told += f", and at least once in {k} at {share['pass_at_k']} of them. At {share['mixed']} some tries were better than others. "
     if gate["signal"]:
         return told + "That is what GRPO learns from: there was something to learn."
-    return (
-        told
-        + "GRPO learns from nothing else: there was too little to learn from. "
-        + "; ".join(gate.get("advice") or []).capitalize()
-    )
+    advice = "; ".join(gate.get("advice") or [])
+    return told + f"GRPO learns from nothing else: there was too little to learn from. {advice[:1].upper()}{advice[1:]}"

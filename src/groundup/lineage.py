@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup import record
-from groundup.results import parent_of
+from groundup.results import ancestors, parent_of
 from groundup.words import show_bytes, show_count
 
 LARGEST = 50 * 2**30  # bytes of weights of a run: beyond it a report would be minutes of reading
@@ -38,21 +38,10 @@ def tree(rungs: list[dict], run_dir: str | Path) -> list[dict[str, Any]]:
     roots = []
     for rung in rungs:
         parent = parent_of(rung, rungs)
-        inside = parent and not _descends(parent, rung, rungs)
+        inside = parent and rung not in ancestors(parent, rungs)  # else a circle, of rungs that were trained again
         nodes[rung["name"]]["outside"] = "" if inside else (rung["parent"] or {}).get("path") or ""
         (nodes[parent["name"]]["children"] if inside else roots).append(nodes[rung["name"]])
     return roots
-
-
-def _descends(rung: dict | None, ancestor: dict, rungs: list[dict]) -> bool:
-    """Whether a rung's parents lead to `ancestor`; rungs trained again, one from the other, may stand in a circle."""
-    seen: list[dict] = []
-    while rung and rung not in seen:
-        if rung is ancestor:
-            return True
-        seen.append(rung)
-        rung = parent_of(rung, rungs)
-    return bool(rung)
 
 
 def say(node: dict[str, Any]) -> str:

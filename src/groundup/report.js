@@ -42,9 +42,9 @@ for (const command of document.querySelectorAll("pre.command")) {
 
 /* Curves. The numbers are those of the table below each. Geometry, ticks and labels are groundup/curves.py's. */
 
-const LEFT = 46, RIGHT = 12, TOP = 10, BOTTOM = 34;
+const LEFT = 46, RIGHT = 20, TOP = 10, BOTTOM = 34;
 const settings = { log: false, smooth: true };
-const number = value => Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(4)));
+const number = (value, digits = 4) => String(Number.isInteger(value) ? value : Number(value.toPrecision(digits)));
 
 function tickLabel(value) {
   if (Math.abs(value) < 10000) return String(Number(value.toPrecision(6)));
@@ -92,7 +92,10 @@ class Curves {
     svg.onfocus = () => svg.matches(":focus-visible") && this.move(this.at ?? 0);
     svg.onblur = () => this.leave();
     svg.onkeydown = event => this.key(event);
-    this.measure();
+    if (lines.length) {
+      this.measure();
+      this.rest();
+    }
   }
 
   shown() { return this.lines.filter(line => !this.hidden.has(line.label)) }
@@ -105,9 +108,9 @@ class Curves {
     this.log = settings.log && Math.min(...ys) > 0;
     this.xTicks = ticks(Math.min(...xs), Math.max(...xs));
     this.yTicks = (this.log ? logTicks : ticks)(Math.min(...ys), Math.max(...ys));
-    const low = Math.min(...xs), high = Math.max(Math.max(...xs), this.xTicks.at(-1)), scale = this.log ? Math.log10 : y => y;
+    const low = Math.min(...xs), high = Math.max(...xs), scale = this.log ? Math.log10 : y => y;
     const [bottom, top] = [scale(this.yTicks[0]), scale(this.yTicks.at(-1))];
-    this.low = low;
+    this.xTicks = this.xTicks.filter(tick => tick >= low && tick <= high);
     this.x = x => LEFT + (x - low) / (high - low || 1) * (this.width - LEFT - RIGHT);
     this.y = y => this.height - BOTTOM - (scale(y) - bottom) / (top - bottom || 1) * (this.height - TOP - BOTTOM);
     this.svg.setAttribute("aria-label", `${this.named}. Arrow keys read the values.`);
@@ -129,17 +132,18 @@ class Curves {
       add(svg, "line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(tick), y2: y(tick) });
       add(svg, "text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, tickLabel(tick));
     }
-    for (const tick of this.xTicks.filter(tick => tick >= this.low))
+    for (const tick of this.xTicks)
       add(svg, "text", { x: x(tick), y: height - BOTTOM + 15, "text-anchor": "middle" }, tickLabel(tick));
     add(svg, "text", { x: width - RIGHT, y: height - 4, "text-anchor": "end" }, this.across + (this.log ? ", logarithmic" : ""));
     for (const line of this.shown()) {
-      const colour = `s${this.lines.indexOf(line) % 8}`, which = settings.smooth ? 2 : 1;
+      const colour = this.colour(line), which = settings.smooth ? 2 : 1;
       const dots = line.points.map(point => `M${x(point[0]).toFixed(1)} ${y(point[1]).toFixed(1)}h0`).join("");
       add(svg, "path", { class: `${line.points.length > 1 ? "raw" : "dot"} ${colour}`, d: dots });
       const path = line.points.map(point => `${x(point[0]).toFixed(1)},${y(point[which]).toFixed(1)}`).join(" ");
       add(svg, "polyline", { class: `line ${colour}`, points: path });
     }
-    if (this.at !== null) this.move(Math.min(this.at, this.steps.length - 1));
+    if (this.at === null) this.rest();
+    else this.move(Math.min(this.at, this.steps.length - 1));
   }
 
   point(event) {
@@ -170,7 +174,7 @@ class Curves {
     for (const line of this.shown()) {
       const far = line.points.map(point => Math.abs(this.x(point[0]) - x)), nearest = far.indexOf(Math.min(...far));
       if (far[nearest] > this.width / 50) continue;
-      const [there, value, mean] = line.points[nearest], colour = `s${this.lines.indexOf(line) % 8}`;
+      const [there, value, mean] = line.points[nearest], colour = this.colour(line);
       add(this.cursor, "circle", { class: `here ${colour}`, cx: this.x(there), cy: this.y(value), r: 4 });
       add(this.readout, "i", { class: colour });
       const name = this.lines.length > 1 ? `${line.label} ` : "", smooth = mean === value ? "" : `, mean ${number(mean)}`;
@@ -186,8 +190,20 @@ class Curves {
   leave() {
     this.cursor?.remove();
     this.cursor = this.at = null;
-    this.readout.textContent = "";
+    this.rest();
   }
+
+  /* Where nothing is read: what each line came from and to. */
+  rest() {
+    this.readout.textContent = "";
+    for (const line of this.shown().length > 4 ? [] : this.shown()) {
+      const [first, last] = [line.points[0], line.points.at(-1)].map(point => number(point[settings.smooth ? 2 : 1], 3));
+      add(this.readout, "i", { class: this.colour(line) });
+      this.readout.append(first === last ? first : `${first} → ${last}`);
+    }
+  }
+
+  colour(line) { return `s${this.lines.indexOf(line) % 8}` }
 }
 
 /* Each key a button that shows and hides its line; the last one shown stays. */
@@ -235,25 +251,30 @@ function together(heading) {
   const figure = document.createElement("figure");
   figure.className = "card together";
   tools.after(figure);
-  const caption = add(figure, "figcaption"), choice = add(add(caption, "label", {}, "Rungs together: "), "select");
+  const caption = add(figure, "figcaption"), choices = add(caption, "div", { class: "tools" });
+  const chosen = add(choices, "label");
+  add(chosen, "span", {}, "Rungs together");
+  const choice = add(chosen, "select");
   for (const title of titles) add(choice, "option", {}, title);
-  const label = add(caption, "label", { class: "whole" }), whole = add(label, "input", { type: "checkbox" });
-  label.append("over the whole of each run, in percent");
+  const label = add(choices, "label"), whole = add(label, "input", { type: "checkbox" });
+  label.append("each over the whole of its run");
   whole.checked = true;
   const keys = add(caption, "small", { class: "keys" }), readout = add(figure, "div", { class: "read" });
   const width = Math.max(340, Math.min(1000, figure.clientWidth - 32));
   const svg = add(figure, "svg", { viewBox: `0 0 ${width} ${width > 600 ? 320 : 240}` });
+  /* The first line of each rung before the others, which are hidden at first. */
   const lines = () => charts.filter(chart => chart.title === choice.value).flatMap(({ rung, curves }) => {
-    const last = Math.max(...curves.steps);
-    return curves.lines.map(({ label, points }) => ({
+    const last = Math.max(...curves.lines.flatMap(line => line.points.map(point => point[0])));
+    return curves.lines.map(({ label, points }, place) => ({
+      place,
       label: curves.lines.length > 1 ? `${rung}, ${label}` : rung,
       points: whole.checked ? points.map(([step, ...values]) => [100 * step / last, ...values]) : points,
     }));
-  });
-  const curves = new Curves(svg, readout, "", lines());
+  }).sort((a, b) => a.place - b.place);
+  const curves = new Curves(svg, readout, "", []);
   const show = () => {
     Object.assign(curves, { lines: lines(), named: `${choice.value}, several rungs`, across: whole.checked ? "% of the run" : "step" });
-    curves.hidden.clear();
+    curves.hidden = new Set(curves.lines.filter(line => line.place).map(line => line.label));
     curves.leave();
     keysOf(curves, keys);
     curves.draw();
@@ -262,5 +283,5 @@ function together(heading) {
   drawn.push(curves);
   show();
 }
-const heading = document.querySelector("#curves + p") ?? document.querySelector("#rollouts + p");
+const heading = document.querySelector("#curves + p, #rollouts + p");
 if (charts.length && heading) together(heading);

@@ -11,11 +11,11 @@ from typing import Any
 
 from groundup import record, scoreboard
 from groundup.curves import CURVES, ROLLOUTS, chart, curves, not_finite, read_history
-from groundup.diagnostics import diagnose
+from groundup.diagnostics import diagnose, telling
 from groundup.errors import InputError
 from groundup.lineage import describe, say, tree
 from groundup.page import render
-from groundup.results import compare, cost, has_overlap, headlines, markdown_table, parent_of, say_k
+from groundup.results import bases, compare, cost, has_overlap, headlines, markdown_table, parent_of, say_k
 from groundup.words import is_number, show_bytes, show_count, show_processors, show_seconds
 
 RUNGS = {
@@ -28,6 +28,7 @@ RUNGS = {
     "ppo": "learns what is liked, from the reward model",
     "grpo": "learns to reason, from right answers",
 }
+PROMPTS, CHARACTERS = 40, 500_000  # shown of what the models said: a report can be sent
 FROM_RECORD = ("status", "parent", "started", "seconds", "tokens", "flops", "parameters", "world_size", "command", "git_commit")
 FROM_RECORD += ("versions", "hardware", "config", "plan", "peak_memory_bytes", "prepared", "weights_sha256")
 
@@ -100,21 +101,32 @@ def _warnings(rungs: list[dict], run_dir: Path) -> list[str]:
 
 
 def _prompts(rungs: list[dict]) -> list[dict[str, Any]]:
-    """Each prompt once, in order of appearance, with every evaluated rung's reply (None where it was not asked)."""
+    """The first PROMPTS, once each, with every evaluated rung's reply (None where it was not asked), all within CHARACTERS."""
     replies: dict[tuple[str, str], dict[str, str]] = {}
     for rung in rungs:
         for sample in rung["samples"]:
             key = (_text(sample.get("kind") or ""), _text(sample.get("prompt")))
             replies.setdefault(key, {})[rung["name"]] = _text(sample.get("reply"))
     asked = [rung["name"] for rung in rungs if rung["samples"]]
+    shown = list(replies.items())[:PROMPTS]
+    longest = max(200, min(4000, CHARACTERS // max(1, len(shown) * (1 + len(asked)))))
     return [
-        {"kind": kind, "prompt": prompt, "replies": [(name, found.get(name)) for name in asked]}
-        for (kind, prompt), found in replies.items()
+        {
+            "kind": kind,
+            "prompt": _cut(prompt, longest),
+            "replies": [(name, found.get(name) and _cut(found[name], longest)) for name in asked],
+        }
+        for (kind, prompt), found in shown
     ]
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cut(text: str, longest: int) -> str:
+    more = len(text) - longest
+    return text if more <= 0 else f"{text[:longest]} [... {more:,} more characters in {record.EVALUATION}]"
 
 
 def _difficulty(report: dict) -> list[dict[str, Any]]:
@@ -203,6 +215,12 @@ def show_hardware(hardware: dict) -> str:
     return ", ".join(show_processors(hardware) + memory + machine)
 
 
+def _says(rung: dict) -> str:
+    """What the rung teaches, in a few words."""
+    judged = any("model" in spec for spec in (rung["config"] or {}).get("rewards") or [])  # by a reward model, GRPO too
+    return RUNGS["ppo"] if judged else RUNGS.get(rung["rung"], "")
+
+
 def _story(report: dict) -> str:
     rungs = report["rungs"]
     seconds = sum(rung["seconds"] for rung in rungs if is_number(rung["seconds"]))
@@ -221,7 +239,7 @@ def write_report(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     report = record.plain(collect(run_dir))
     rungs, table = report["rungs"], compare(report)
-    histories = {rung["name"]: read_history(run_dir / rung["name"]) for rung in rungs}
+    histories = {rung["name"]: telling(rung, read_history(run_dir / rung["name"])) for rung in rungs}
     # Rollouts' curves stand with the rest of what is known of a rollout, the others by title, so that rungs can be compared.
     charts = chart({name: curves(history, CURVES | ROLLOUTS) for name, history in histories.items()})
     plain = sorted((c for c in charts if c.title in CURVES), key=lambda c: list(CURVES).index(c.title))
@@ -245,8 +263,9 @@ def write_report(run_dir: str | Path) -> Path:
     page = render(
         "report.html.j2",
         **words,
-        rung_words=RUNGS,
-        headlines=headlines(table),
+        rung_words={rung["name"]: _says(rung) for rung in rungs},
+        bases=bases(table),
+        headlines=headlines(report, table),
         charts=[(title, list(group)) for title, group in itertools.groupby(plain, lambda c: c.title)],
         prompts=_prompts(rungs),
         difficulty=_difficulty(report),

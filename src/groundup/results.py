@@ -56,13 +56,8 @@ def compare(report: dict) -> list[dict[str, Any]]:
 
 def _change(name: str, rung: dict, rungs: list[dict]) -> dict[str, Any] | None:
     """From the nearest ancestor that has the metric; without one, from the rung before that has it."""
-    base, seen = parent_of(rung, rungs), []
-    while base and base not in seen and scoreboard.measured(base["metrics"].get(name))[0] is None:
-        seen.append(base)
-        base = parent_of(base, rungs)
-    if base is None or base in seen:
-        before = rungs[: rungs.index(rung)]
-        base = next((r for r in reversed(before) if scoreboard.measured(r["metrics"].get(name))[0] is not None), None)
+    before = [*ancestors(rung, rungs), *reversed(rungs[: rungs.index(rung)])]
+    base = next((r for r in before if scoreboard.measured(r["metrics"].get(name))[0] is not None), None)
     if base is None:
         return None
     metric = scoreboard.metric(name)
@@ -83,11 +78,18 @@ def _change(name: str, rung: dict, rungs: list[dict]) -> dict[str, Any] | None:
     return change | {"text": f"{'▲' if difference > 0 else '▼'} {size}", "kind": kind}
 
 
+def bases(table: list[dict]) -> list[str]:
+    """For each rung, the one that most of its changes are counted from; empty where nothing is."""
+    columns = zip(*(row["cells"] for row in table), strict=True)
+    counted = ([cell["change"]["base"] for cell in cells if cell["text"] and cell["change"]] for cells in columns)
+    return [max(names, key=names.count, default="") for names in counted]
+
+
 def cost(report: dict, table: list[dict]) -> list[dict[str, Any]]:
     """What each rung after pre-training paid for what it learned: `{rung, base, loss, gain, same}`.
 
     A loss or a gain is one whose interval and that of the rung before it lie apart; the others, and those without an interval, are
-    under `same`. Losses and gains read `Cloze 100 % → 60 %`.
+    under `same`. Losses and gains read `Cloze: 100 % → 60 %`.
     """
     told = []
     for index, rung in enumerate(report["rungs"]):
@@ -95,13 +97,12 @@ def cost(report: dict, table: list[dict]) -> list[dict[str, Any]]:
         changes = [(label, cell["text"], cell["change"]) for label, cell in cells if cell["text"] and cell["change"]]
         if rung["rung"] in FIRST or not changes:
             continue
-        bases = [change["base"] for _, _, change in changes]
-        base = max(bases, key=bases.count)
+        base = bases(table)[index]
         found: dict[str, Any] = {"rung": rung["name"], "base": base, "loss": [], "gain": [], "same": []}
         for label, now, change in changes:
             kind = change["kind"] if change["apart"] else "same"
             since = "" if change["base"] == base else f" (since {change['base']})"
-            found[kind].append(label if kind == "same" else f"{label} {change['before']} → {now}{since}")
+            found[kind].append(label if kind == "same" else f"{label}: {change['before']} → {now}{since}")
         told.append(found)
     return told
 
@@ -112,10 +113,28 @@ def say_k(text: str, report: dict) -> str:
     return text.replace("any of k", f"any of {ks.pop()}") if len(ks) == 1 else text
 
 
-def headlines(table: list[dict]) -> list[dict[str, Any]]:
-    """The first and the last rung's value of a few metrics: the last, not the best, so that a loss shows too."""
-    cells = {row["label"]: [cell for cell in row["cells"] if cell["text"]] for row in table if row["name"] in HEADLINES}
-    return [{"label": label, "first": c[0], "last": c[-1]} for label, c in cells.items() if len(c) > 1]
+def ancestors(rung: dict, rungs: list[dict]) -> list[dict]:
+    """The rungs of this run that it grew from, its parent first. A circle, of rungs trained again, is gone round once."""
+    found: list[dict] = []
+    above = parent_of(rung, rungs)
+    while above and above is not rung and above not in found:
+        found.append(above)
+        above = parent_of(above, rungs)
+    return found
+
+
+def headlines(report: dict, table: list[dict]) -> list[dict[str, Any]]:
+    """A few metrics at the first rung and at the last of the longest descent: not at the best, so that a loss shows too."""
+    rungs = report["rungs"]
+    end = max(reversed(rungs), key=lambda rung: len(ancestors(rung, rungs)))
+    line = {rung["name"] for rung in (end, *ancestors(end, rungs))} if ancestors(end, rungs) else {rung["name"] for rung in rungs}
+    found = []
+    for row in table:
+        first = next(cell for cell in row["cells"] if cell["text"])
+        last = [cell for cell in row["cells"] if cell["text"] and cell["rung"] in line and cell is not first]
+        if row["name"] in HEADLINES and last:
+            found.append({"label": row["label"], "first": first, "last": last[-1]})
+    return found
 
 
 def has_overlap(table: list[dict]) -> bool:

@@ -1,6 +1,7 @@
 """What every recipe does before its first line of science, and after its last: `start` and `finish`."""
 
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Callable
@@ -93,7 +94,7 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
             "config": config,
             "data": before.get("data", []),
             "seed": training_args.seed,
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join(sys.argv),
             "git_commit": record.git_commit(),
             "versions": record.versions(),
             "hardware": record.hardware(),
