@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 Pair = tuple[list[int], list[int]]  # the tokens of a context and of its continuation, neither empty
 MOST = 1 << 27  # logits, or entries of a mask, at a time: half a gigabyte in float32
 PADDED = 1.1  # times the shortest question of a batch, and some tokens, that its longest may take
-CACHED = 1536  # tokens at a time on a CPU: with more, what a layer makes no longer stays in its caches
+CACHED = 1536  # tokens at a time on a CPU, with 4,000 logits for each: what a layer makes of more leaves its caches
 
 
 class Scored(NamedTuple):
@@ -140,11 +140,11 @@ def _score(model: torch.nn.Module, pairs: list[Pair], batch_size: int, longest: 
 
 def _batches(questions: list[Question], size: int, model: torch.nn.Module) -> Iterator[list[Question]]:
     vocabulary, batch, read = model.get_input_embeddings().num_embeddings, [], 0
-    most = CACHED if model.device.type == "cpu" else MOST
+    tokens, logits = (CACHED, 4000 * CACHED) if model.device.type == "cpu" else (MOST, MOST)
     for question in questions:
         more = sum((len(choice) + 1) * len(answers) for choice, answers in question.choices.items())
-        full = max((read + more) * vocabulary, (len(batch) + 1) * question.size**2) > MOST
-        full |= (len(batch) + 1) * question.size > most
+        rows = len(batch) + 1
+        full = (read + more) * vocabulary > logits or rows * question.size > tokens or rows * question.size**2 > MOST
         if batch and (full or len(batch) == size or question.size > PADDED * (batch[0].size + 8)):
             yield batch
             batch, read = [], 0
