@@ -26,8 +26,9 @@ lint: setup
 	ruff check .
 	ruff format --check .
 
+# Models of tests are too small to share among threads: a file of tests a core, one thread each.
 test: lint
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 chaos: setup
 	python tests/faults/chaos.py $(if $(filter .,$(WORK)),out/chaos,$(WORK)) --seed $(SEED) $(CHAOS)

@@ -69,14 +69,12 @@ def main(model_args: ModelsArguments, args: EvaluationArguments):
         )
         if record.read(directory):
             card.write_card(directory, record.read(directory))
-        figures = "  ".join(
-            f"{key} {figure['value']:.3f} (in the training data: {scoreboard.show_overlap(figure)})"
-            for key, figure in result["metrics"].items()
-        )
-        print(f"evaluate: {entry['rung']}: {figures}", flush=True)
+        told = "  ".join(f"{key} {found['value']:.3f} {scoreboard.mark_overlap(found)}" for key, found in result["metrics"].items())
+        print(f"evaluate: {entry['rung']}: {told}", flush=True)
         for file, found in overlap.items():
             if "unchecked" in found:
                 print(f"evaluate: {entry['rung']}: {file} not checked against the training data: {found['unchecked']}", flush=True)
+    print(f"evaluate: {scoreboard.OVERLAP}")
 
 
 if __name__ == "__main__":

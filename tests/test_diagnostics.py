@@ -105,6 +105,12 @@ def test_the_verdict_is_on_what_the_reward_stands_for(run, config, after, said):
     assert said in diagnoses(run)["ppo"]["verdict"]
 
 
+def test_rewards_of_several_functions_stand_one_by_one(run):
+    config = {"rewards": [{"name": "reward", "weight": 1.0}, {"name": "my.taste", "weight": 0.1}]}
+    add_rung(run, "ppo", {}, parent={"path": "out/nano/sft"}, config=config)
+    assert [line[0] for line in diagnoses(run)["ppo"]["rewards"]] == ["Reward, as paid", "reward, weight 1", "taste, weight 0.1"]
+
+
 def test_a_trend_is_more_than_scatter():
     assert diagnostics.trend([1.0, 2.0, 3.0, 4.0]) == 1 and diagnostics.trend([4.0, 3.0, 2.0, 1.0]) == -1
     assert diagnostics.trend([1.0] * 9) == diagnostics.trend([5.0]) == 0

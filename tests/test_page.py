@@ -86,7 +86,8 @@ def big(tmp_path_factory):
         )
         log = ppo_log(2000, **{f"rewards/{HOSTILE}/mean": 0.5})
         config = {"num_generations": 8, "rewards": CHECKED}
-        add_rung(run, f"ppo_{n}", {"cloze": result(0.5)}, log, asked, config=config, parent={"path": f"out/nano/sft_{n}"})
+        measured = {"cloze": result(1.0) | {"contaminated": n / 6}}
+        add_rung(run, f"ppo_{n}", measured, log, asked, config=config, parent={"path": f"out/nano/sft_{n}"})
     add_rung(run, "failed", None, [{"step": 1, "loss": float("nan")}], status="failed", command=f"python {HOSTILE}")
     (run / "grpo" / "gate.json").write_text(json.dumps(GATE))
     return report.write_report(run)
@@ -210,7 +211,7 @@ def test_logarithms_and_rungs_together(browser, tmp_path):  # noqa: F811
     )
     browser.evaluate(logarithms)
     ticks = "[...document.querySelectorAll('figure[data-rung=sft] text[text-anchor=end]')].map(text => text.textContent)"
-    assert browser.evaluate(ticks) == ["0.1", "1", "10", "step, logarithmic"]
+    assert browser.evaluate(ticks) == ["0.1", "0.2", "0.5", "1", "2", "5", "10", "step, logarithmic"]
     assert browser.errors == []
 
 

@@ -47,7 +47,7 @@ def diagnose(rung: dict, history: list[dict[str, Any]], table: list[dict]) -> di
         "rung": rung["name"],
         "logs": len(logged),
         "figures": figures,
-        "rewards": [[label, f"{values[0]:.2f}", f"{values[-1]:.2f}", f"highest {max(values):.2f}"] for label, values in rewards],
+        "rewards": [[label, f"{values[0]:.2f}", f"{values[-1]:.2f}", f"highest {max(values):.2f}"] for label, values, _ in rewards],
         "truths": [[f"{label}, held-out", cell["change"]["before"], cell["text"], _say(cell["change"])] for label, cell in truths],
         "verdict": _verdict(rewards, truths) if logged else "",
         "gate": rung["gate"] and {"words": say_gate(rung["gate"]), "rows": scoreboard.gate_table(rung["gate"])},
@@ -65,19 +65,24 @@ def _say(change: dict) -> str:
 
 
 def _show(value: float, share: bool) -> str:
-    return f"{100 * value:.0f} %" if share else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if share:
+        return scoreboard.show_metric("share", {"value": value})
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _rewards(logged: list[dict], config: dict) -> list[tuple[str, list[float]]]:
-    """What was paid for, in all, then the functions that were logged and not paid for (weight 0)."""
-    keys = {"reward": "Reward, as paid"}
-    for spec in config.get("rewards") or []:
-        source = str(spec.get("name") or spec.get("model"))
-        name = source.rpartition("." if "name" in spec else "/")[2]
-        if spec.get("weight") == 0:
-            keys[f"rewards/{name}/mean"] = f"{name}, not paid for"
-    found = [(label, [entry[key] for entry in logged if is_number(entry.get(key))]) for key, label in keys.items()]
-    return [(label, values) for label, values in found if values]
+def _rewards(logged: list[dict], config: dict) -> list[tuple[str, list[float], bool]]:
+    """Label, logged values, paid for or not: what was paid for in all, then function by function."""
+    keys = {"reward": ("Reward, as paid", True)}
+    specs = config.get("rewards") or []
+    alone = sum(spec.get("weight", 1) != 0 for spec in specs) == 1  # the one that is paid for is the reward
+    for spec in specs:
+        name = str(spec.get("name") or spec.get("model")).rpartition("." if "name" in spec else "/")[2]
+        weight = spec.get("weight", 1)
+        if weight and alone:
+            continue
+        keys[f"rewards/{name}/mean"] = (name + (f", weight {weight:g}" if weight else ", not paid for"), bool(weight))
+    found = [(label, [entry[key] for entry in logged if is_number(entry.get(key))], paid) for key, (label, paid) in keys.items()]
+    return [(label, values, paid) for label, values, paid in found if values]
 
 
 def _truths(rung: dict, config: dict, table: list[dict]) -> list[tuple[str, dict]]:
@@ -109,7 +114,7 @@ def _verdict(rewards: list, truths: list) -> str:
         return "No reward was logged twice: nothing can be said."
     paid = {1: "rose", 0: "stayed where it was", -1: "fell"}[trend(rewards[0][1])]
     told = f"The reward {paid}"
-    for label, values in rewards[1:]:
+    for label, values in [(label, values) for label, values, paid in rewards if not paid]:
         told += f"; {label.partition(',')[0]}, which nobody paid for, went from {values[0]:.2f} to {values[-1]:.2f}"
         fell = max(values) - values[-1] > 0.1 * (max(values) - min(values)) and max(values) > values[0]
         told += f", after {max(values):.2f} at its highest" if fell else ""

@@ -60,10 +60,14 @@ function ticks(low, high) {
   return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toFixed(12)));
 }
 
+/* Powers of ten, at most seven or so; within two of them 2 and 5 times each too. */
 function logTicks(low, high) {
   const first = Math.floor(Math.log10(low) + 1e-9), last = Math.max(first + 1, Math.ceil(Math.log10(high) - 1e-9));
-  const every = Math.ceil((last - first) / 6);
-  return Array.from({ length: Math.floor((last - first) / every) + 1 + ((last - first) % every > 0) }, (_, i) => 10 ** (first + i * every));
+  const factors = last - first > 2 ? [1] : [1, 2, 5], every = Math.ceil((last - first) / 6), ticks = [];
+  for (let power = first; power < last + every; power += every)
+    for (const factor of factors) ticks.push(Number((factor * 10 ** power).toPrecision(3)));
+  const from = ticks.findLastIndex(tick => tick <= low * 1.000001), to = ticks.findIndex(tick => tick >= high * .999999);
+  return ticks.slice(Math.max(0, from), Math.max(to, from + 1) + 1);
 }
 
 /* A chart's lines, [{label, points: [[step, value, mean], ...]}], from its table. */
@@ -162,7 +166,7 @@ class Curves {
     this.move(Math.max(0, Math.min(last, to)));
   }
 
-  /* Reads the values at the step of that number; of a line that has none there, the nearest within a fiftieth of the width. */
+  /* Reads the values at the step of that number; of a line that has none there, the nearest close by: runs log at other steps. */
   move(at) {
     this.leave();
     this.at = at;
@@ -173,7 +177,7 @@ class Curves {
     add(this.readout, "b", {}, this.across === "step" ? `step ${number(step)}` : `${number(step)} %`);
     for (const line of this.shown()) {
       const far = line.points.map(point => Math.abs(this.x(point[0]) - x)), nearest = far.indexOf(Math.min(...far));
-      if (far[nearest] > this.width / 50) continue;
+      if (far[nearest] > this.width / (this.across === "step" ? 50 : 16)) continue;
       const [there, value, mean] = line.points[nearest], colour = this.colour(line);
       add(this.cursor, "circle", { class: `here ${colour}`, cx: this.x(there), cy: this.y(value), r: 4 });
       add(this.readout, "i", { class: colour });

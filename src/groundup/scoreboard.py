@@ -107,9 +107,9 @@ OVERLAP = "†: share of the items that stand in the files the model, or one bef
 
 
 def mark_overlap(result: dict | None) -> str:
-    """The same beside a figure, small: `†3 %`, `†?`; OVERLAP explains it."""
+    """The same beside a figure, small and in one piece: `†3%`, `†?`; OVERLAP explains it."""
     share = show_overlap(result)
-    return share and ("†?" if share == "not checked" else f"†{share}")
+    return share and ("†?" if share == "not checked" else f"†{share}".replace(" ", ""))
 
 
 def measured(result: dict | None) -> tuple[float | None, float | None, float | None]:
@@ -133,6 +133,7 @@ GATE_COLUMNS = {
     "pass_at_1": "pass@1",
     "pass_at_k": "pass@{k}",
     "mixed": "some of {k}",
+    "by_chance": "by chance",
     "in_format": "in format",
     "cut_off": "cut off",
 }
@@ -144,5 +145,5 @@ def gate_table(found: dict) -> list[list[str]]:
     rows = [["difficulty", "prompts", *(GATE_COLUMNS[name].format(k=found["k"]) for name in columns)]]
     lines = found["by_difficulty"] if len(found["by_difficulty"]) > 1 else {}
     for level, line in [*lines.items(), ("all", found["all"])]:
-        rows.append([level, str(line["mixed"]["n"]), *(show_metric("share", line[name]) for name in columns)])
+        rows.append([level, str(line["mixed"]["n"]), *(show_metric("share", line.get(name)) for name in columns)])
     return rows

@@ -19,6 +19,7 @@ import pytest
 from recipes.conftest import rungs  # noqa: F401
 from recipes.miniature import REPOSITORY
 
+SPLIT = {"per_device_train_batch_size": 2}  # of each of two processes
 PATIENCE = 300  # seconds after which a test gives up on a process that should have ended long ago
 
 
@@ -131,6 +132,16 @@ def pair(start: Callable, name: str, directory: Path, settings: dict[str, Any], 
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     both = zip("01", preludes or ("", ""), strict=True)
     return [start(name, directory, settings, prelude, **world, RANK=rank, LOCAL_RANK=rank) for rank, prelude in both]
+
+
+@pytest.fixture(scope="session")
+def whole_pair(rungs, zygote, tmp_path_factory):  # noqa: F811
+    """What a run of two processes comes to when nothing happens to it."""
+    directory = tmp_path_factory.mktemp("whole")
+    with recipes_in(zygote, directory) as start:
+        both = pair(start, "sft", directory / "sft", rungs.settings("sft") | SPLIT)
+        assert [recipe.wait() for recipe in both] == [0, 0], both[0].stderr + both[1].stderr
+    return directory / "sft"
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A run that is pushed: what the Hub has when it is killed, how it goes on elsewhere, and that no Hub ends it."""
 
+import functools
 import json
 import shutil
 import signal
@@ -9,7 +10,9 @@ from groundup import record
 from groundup.checkpoint import damage
 from hub_server import READ, WRITE, Fault, running
 
+from faults.conftest import SPLIT, pair
 from faults.test_preemption import weights_of
+from faults.test_ranks import assert_goes_on_to
 
 PRELUDE = """
 from types import SimpleNamespace
@@ -34,10 +37,13 @@ def server():
 def start_pushed(server, start_recipe, rungs, tmp_path):
     """recipes/sft.py with `push_to_hub`, into a directory of this name."""
 
-    def start(name, prelude="", token=WRITE, offline=False, **settings):
+    def start(name, prelude="", token=WRITE, offline=False, second_process=None, **settings):
         settings = {**rungs.settings("sft"), "push_to_hub": True, "hub_model_id": "run", "hub_strategy": "checkpoint", **settings}
         before = PRELUDE.format(url=server.url, cache=str(tmp_path / "cache"), offline=offline)
-        return start_recipe("sft", tmp_path / name, settings, before + prelude, HF_TOKEN=token)
+        run = functools.partial(start_recipe, HF_TOKEN=token)
+        if second_process is None:
+            return run("sft", tmp_path / name, settings, before + prelude)
+        return pair(run, "sft", tmp_path / name, settings | SPLIT, before + prelude, second_process)
 
     return start
 
@@ -77,6 +83,26 @@ def test_killed_run_goes_on_from_the_hub_on_a_machine_that_has_nothing(server, r
     assert third.wait() == 0, third.stderr
     assert "the finished model is from me/run" in third.stdout and "finished already" in third.stdout
     assert record.verify(tmp_path / "third") == []
+
+
+def test_first_of_two_processes_speaks_with_the_hub(server, whole_pair, start_pushed, tmp_path):
+    """The second has no way to it, and nothing waits for one that it does not have."""
+    no_hub = "import groundup.hub; groundup.hub.Repository = None"
+    first = start_pushed("first", KILL, second_process=no_hub)
+    assert first[0].wait() == -signal.SIGKILL and first[1].wait() == 1, first[1].stderr
+    assert "last-checkpoint/rng_state_1.pth" in server.files("me/run")
+    shutil.rmtree(tmp_path / "first")
+    second = start_pushed("second", second_process=no_hub)
+    assert_goes_on_to(whole_pair, second)
+    assert "sft: checkpoint-2 is from me/run on the Hub" in second[0].stdout and "Hub" not in second[1].stdout
+    assert server.files("me/run")["model.safetensors"] == (tmp_path / "second" / "model.safetensors").read_bytes()
+
+
+def test_hub_that_will_not_take_the_run_ends_both_processes(server, start_pushed, tmp_path):
+    both = start_pushed("run", token=READ, second_process="")
+    assert [process.wait() for process in both] == [2, 2]
+    assert both[0].stderr.startswith("error: the token may not write there (403)")
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_that_is_asked_to_stop_sends_its_last_checkpoint(server, start_pushed, tmp_path):

@@ -5,20 +5,8 @@ import signal
 
 import pytest
 
-from faults.conftest import pair, processes_of, recipes_in, wait_until
+from faults.conftest import SPLIT, processes_of, wait_until
 from faults.test_preemption import STEP, assert_saved, weights_of
-
-SPLIT = {"per_device_train_batch_size": 2}  # of each of two processes
-
-
-@pytest.fixture(scope="module")
-def whole(rungs, zygote, tmp_path_factory):
-    """What a run of two processes comes to when nothing happens to it."""
-    directory = tmp_path_factory.mktemp("whole")
-    with recipes_in(zygote, directory) as start:
-        both = pair(start, "sft", directory / "sft", rungs.settings("sft") | SPLIT)
-        assert [recipe.wait() for recipe in both] == [0, 0], both[0].stderr + both[1].stderr
-    return directory / "sft"
 
 
 def assert_goes_on_to(whole, both) -> None:
@@ -28,7 +16,7 @@ def assert_goes_on_to(whole, both) -> None:
 
 
 @pytest.mark.parametrize("asked", [0, 1])
-def test_signal_to_one_process_stops_both_at_the_same_step(asked, whole, rungs, start_pair, tmp_path):
+def test_signal_to_one_process_stops_both_at_the_same_step(asked, whole_pair, rungs, start_pair, tmp_path):
     settings = rungs.settings("sft") | SPLIT
     preludes = ["", ""]
     preludes[asked] = f"from harm import signal_before; signal_before({STEP!r}, 3)"
@@ -38,7 +26,7 @@ def test_signal_to_one_process_stops_both_at_the_same_step(asked, whole, rungs, 
     checkpoint = tmp_path / "sft" / "checkpoint-3"
     states = [(checkpoint / f"rng_state_{rank}.pth").exists() for rank in (0, 1)]
     assert states == [True, True] and "rng_state_1.pth" in (checkpoint / "MANIFEST.json").read_text()
-    assert_goes_on_to(whole, start_pair("sft", tmp_path / "sft", settings))
+    assert_goes_on_to(whole_pair, start_pair("sft", tmp_path / "sft", settings))
 
 
 def test_signal_to_one_process_in_an_evaluation(rungs, start_pair, tmp_path):
@@ -72,7 +60,7 @@ def test_signal_to_one_process_before_training_ends_both(rungs, start_pair, tmp_
     ],
     ids=["killed", "raised", "first-raised", "stopped", "first-stopped"],
 )
-def test_what_ends_one_process_ends_the_other(harmed, harm, status, whole, rungs, start_pair, tmp_path):
+def test_what_ends_one_process_ends_the_other(harmed, harm, status, whole_pair, rungs, start_pair, tmp_path):
     settings = rungs.settings("sft") | SPLIT | {"silence_timeout": 1.0}
     preludes = ["", ""]
     preludes[harmed] = f"from harm import raise_before, signal_before; {harm}"
@@ -94,14 +82,14 @@ def test_what_ends_one_process_ends_the_other(harmed, harm, status, whole, rungs
     assert (record["status"], record["exit_status"], record["reason"]) == ("failed", 1, reason)
     assert not (tmp_path / "sft" / "model.safetensors").exists()
     if harmed == 1:
-        assert_goes_on_to(whole, start_pair("sft", tmp_path / "sft", settings))
+        assert_goes_on_to(whole_pair, start_pair("sft", tmp_path / "sft", settings))
 
 
 # -- through the launcher
 
 
 @pytest.mark.slow
-def test_signal_to_the_launcher_reaches_both(launch, whole, rungs, start_pair, tmp_path):
+def test_signal_to_the_launcher_reaches_both(launch, whole_pair, rungs, start_pair, tmp_path):
     settings, directory, said = rungs.settings("sft") | SPLIT, tmp_path / "sft", tmp_path / "said"
     launcher = launch("cpu_2proc", "sft", directory, settings)
     wait_until(lambda: "step 1/" in said.read_text() or launcher.poll() is not None, "the first step")
@@ -110,7 +98,7 @@ def test_signal_to_the_launcher_reaches_both(launch, whole, rungs, start_pair, t
     record = json.loads((directory / "run.json").read_text())
     assert (record["status"], record["exit_status"], record["world_size"]) == ("interrupted", 75, 2), said.read_text()
     assert f"saved step {record['saved_step']}; run the same command to go on" in said.read_text()
-    assert_goes_on_to(whole, start_pair("sft", directory, settings))
+    assert_goes_on_to(whole_pair, start_pair("sft", directory, settings))
 
 
 @pytest.mark.slow

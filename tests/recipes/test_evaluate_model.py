@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from groundup import record, stats
+from groundup import record, scoreboard, stats
 from groundup.command_line import parse
 from groundup.errors import InputError
 from groundup.evaluation import EvaluationArguments
@@ -117,7 +117,11 @@ def test_what_was_trained_on_is_found_again_and_said_beside_the_figure(evaluate,
     assert seen["items"] == 4 and seen["share"] >= 0.25
     assert found["metrics"]["bits_per_byte"]["contaminated"] == seen["share"]
     share = f"{100 * seen['share']:.0f} %"
-    assert f"(in the training data: {share})" in said and f"| {share} |" in (directory / "README.md").read_text()
+    assert (
+        f" †{share.replace(' ', '')}" in said
+        and scoreboard.OVERLAP in said
+        and f"| {share} |" in (directory / "README.md").read_text()
+    )
     assert "finished already" in evaluate("--model", directory, "--documents", world / "eval_documents.jsonl", "--max_rows", 4)
     evaluate("--model", directory, "--documents", world / "eval_documents.jsonl", "--max_rows", 4, "--check_overlap", "false")
     assert record.read_evaluation(directory)["metrics"]["bits_per_byte"]["contaminated"] == "not checked"
