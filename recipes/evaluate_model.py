@@ -41,7 +41,7 @@ def main(model_args: ModelsArguments, args: EvaluationArguments):
         path = str(Path(model_args.run_dir, name)) if model_args.run_dir else name
         directory = Path(path) if Path(path).is_dir() else Path(model_args.output_dir or "out/eval", path.replace("/", "--"))
         weights = record.hash_weights(path) if Path(path).is_dir() else None
-        before = record.read_evaluation(directory) if record.read_items(directory) else None
+        before = record.read_evaluation(directory) if (directory / record.ITEMS).is_file() else None
         if before and before.get("weights_sha256") == weights and before["settings"] == suite.settings and not model_args.again:
             print(f"evaluate: finished already, {directory / 'eval.json'}")
             continue

@@ -149,6 +149,19 @@ def test_what_else_differs_is_found(runs):
     assert ["started from", f"tokenizer: {'ab' * 6} -> {'ef' * 6}", "all"] in comparison.compare(*runs)["others"]
 
 
+def test_paths_within_a_run_are_alike_and_shared_ones_too(runs):
+    """Both came from `out/one/sft`; the data of each is its own, and lies where its run does."""
+    for run in runs:
+        known = record.read(run / "pretrain")
+        data = [
+            {"name": f"out/{run.name}/world/a.jsonl", "sha256": "0" * 64},
+            {"name": "out/one/world/b.jsonl", "sha256": "1" * 64},
+        ]
+        config = {**known["config"], "model_name_or_path": "out/one/sft", "dataset": f"out/{run.name}/world"}
+        record.update(run / "pretrain", config=config, data=data, parent={"path": "out/one/sft", "weights_sha256": "2" * 64})
+    assert [line for line in comparison.compare(*runs)["others"] if line[2] == "pretrain" and line[0] in ("settings", "data")] == []
+
+
 def test_an_evaluation_of_other_weights_is_a_warning(runs):
     record.update(runs[1] / "grpo", weights_sha256="newer")
     assert comparison.compare(*runs)["warnings"] == ["B: grpo: eval.json tells of other weights than run.json."]

@@ -5,6 +5,7 @@ other, and such luck with the items, which makes the intervals of single figures
 """
 
 import math
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,8 @@ def _others(pairs: dict[str, tuple[dict, dict]], runs: list[Path]) -> list[list[
     found: dict[tuple[str, str], list[str]] = {}
     known = [name for name in pairs if any(record.read(run / name) for run in runs)]
     for name, pair in pairs.items():
-        told = [_told(run / name, rung) for run, rung in zip(runs, pair, strict=True)]
+        words = [set(_texts([rung["config"], rung["data"], rung["parent"], rung["evaluation"]])) for rung in pair]
+        told = [_told(run / name, rung, words[0] & words[1]) for run, rung in zip(runs, pair, strict=True)]
         asked = [one["evaluation"] for one in told]  # by another version of ours, perhaps: only what both know
         told[0]["evaluation"], told[1]["evaluation"] = ({key: one[key] for key in asked[0] if key in asked[1]} for one in asked)
         for topic, of_a in told[0].items():
@@ -174,8 +176,16 @@ def _others(pairs: dict[str, tuple[dict, dict]], runs: list[Path]) -> list[list[
     return [[topic, line, rungs[tuple(names)]] for (topic, line), names in found.items()]
 
 
-def _told(stage: Path, rung: dict) -> dict[str, dict[str, Any]]:
-    """By topic, what a rung's record says of how it came to be; paths within its run begin with `RUN`."""
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
+
+
+def _told(stage: Path, rung: dict, shared: set[str]) -> dict[str, dict[str, Any]]:
+    """By topic, what a rung's record says of how it came to be; paths within its run begin with `RUN`, but for `shared` ones."""
     run = record.read(stage) or {}
     config, hardware, parent = run.get("config") or {}, run.get("hardware") or {}, run.get("parent") or {}
     home = Path(str(config.get("output_dir") or stage)).parent.as_posix()
@@ -185,7 +195,8 @@ def _told(stage: Path, rung: dict) -> dict[str, dict[str, Any]]:
             return {moved(key): moved(each) for key, each in value.items() if each is not None}
         if isinstance(value, list):
             return [moved(each) for each in value]
-        return f"RUN{value[len(home) :]}" if isinstance(value, str) and f"{value}/".startswith(f"{home}/") else value
+        own = isinstance(value, str) and value not in shared and f"{value}/".startswith(f"{home}/")
+        return f"RUN{value[len(home) :]}" if own else value
 
     def short(digest: Any) -> str:
         return str(digest)[:12] if digest else "unknown"
@@ -198,7 +209,7 @@ def _told(stage: Path, rung: dict) -> dict[str, dict[str, Any]]:
     seed = {} if "seed" in config else {"seed": rung["seed"]}
     begun = {"parent": moved(str(parent.get("path"))), "weights": short(parent.get("weights_sha256"))} if parent else {}
     return {
-        "settings": moved(config) | seed,
+        "settings": moved({**config, "output_dir": None}) | seed,
         "data": data,
         "started from": begun | {"tokenizer": short(run.get("tokenizer_sha256"))} if run else {},
         "versions": {key: value for key, value in (rung["versions"] or {}).items() if value},
