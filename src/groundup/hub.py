@@ -14,18 +14,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
-try:
-    import httpx2 as httpx
-except ImportError:  # huggingface_hub 1
-    import httpx
 from groundup import record
 from groundup.checkpoint import MANIFEST, checkpoints, damage
 from groundup.errors import InputError, RunError
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import parse_ratelimit_headers
-from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils import _http, parse_ratelimit_headers
 
+httpx = getattr(_http, "httpx2", None) or _http.httpx  # huggingface_hub 1 has the latter, and both may be installed
 SILENCE = 120.0  # seconds without a byte after which the Hub is taken to be gone; the client's own default is to wait for ever
 WAITS = (1, 4, 16)  # seconds before each further try, where the Hub names none
 LONGEST_WAIT = 600.0  # seconds that are waited when it does
@@ -279,7 +275,7 @@ class Pushing:
 
 
 def _patient_client() -> httpx.Client:
-    client = default_client_factory()  # not public, and no other way keeps its hooks: offline mode, request ids
+    client = _http.default_client_factory()  # not public, and no other way keeps its hooks: offline mode, request ids
     client.timeout = SILENCE
     return client
 

@@ -106,6 +106,7 @@ GATE_COLUMNS = {
     "pass_at_1": "pass@1",
     "pass_at_k": "pass@{k}",
     "mixed": "some of {k}",
+    "by_chance": "by chance",
     "in_format": "in format",
     "cut_off": "cut off",
 }
@@ -117,5 +118,5 @@ def gate_table(found: dict) -> list[list[str]]:
     rows = [["difficulty", "prompts", *(GATE_COLUMNS[name].format(k=found["k"]) for name in columns)]]
     lines = found["by_difficulty"] if len(found["by_difficulty"]) > 1 else {}
     for level, line in [*lines.items(), ("all", found["all"])]:
-        rows.append([level, str(line["mixed"]["n"]), *(show_metric("share", line[name]) for name in columns)])
+        rows.append([level, str(line["mixed"]["n"]), *(show_metric("share", line.get(name)) for name in columns)])
     return rows

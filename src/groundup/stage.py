@@ -253,7 +253,7 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
         record.write(run.directory, run.record)  # last: what is finished is not begun again
         print(f"{run.record['rung']}: done in {run.record['seconds']:.0f} s -> {run.directory}", flush=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.end()
+    trainer.accelerator.end_training()  # Trainer.end, which transformers 5.17 does not have
     # Last: no other process waits for it, and the run has finished whatever the Hub says.
     if run.hub and not run.hub.finish(run.directory):
         card.write_card(run.directory, record.update(run.directory, hub_model_id=None))  # it is loaded from here then
