@@ -19,16 +19,16 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 @dataclass
 class EvaluationArguments:
-    """What is measured; a file that is not named is a metric left out. All rows are JSON lines."""
+    """What is measured; a file that is not named is a metric left out. Rows are JSON lines, of `documents` any files."""
 
-    documents: str | None = field(default=None, metadata={"help": "Held-out text {text}: bits per byte."})
+    documents: str | None = field(default=None, metadata={"help": "Held-out text {text}, or a folder of .txt: bits per byte."})
     cloze: str | None = field(default=None, metadata={"help": "{prompt, choices, gold}: the likeliest choice, in plain text."})
     choices: str | None = field(
         default=None,
         metadata={"help": "{query, choices, gold}: the likeliest choice after a blank, in all and by length."},
     )
     questions: str | None = field(
-        default=None, metadata={"help": "{prompt, answer, alternatives, unasked}: asked in chat form, answered exactly."}
+        default=None, metadata={"help": "{prompt, answer}, maybe `alternatives` and `unasked`: asked in chat form."}
     )
     instructions: str | None = field(default=None, metadata={"help": "{prompt, answer}: the reply is the answer, to the letter."})
     preferences: str | None = field(
@@ -197,7 +197,7 @@ def grade_rows(logps: list[float], rows: list[dict]) -> list[dict[str, float]]:
 
 def knows(reply: str, ended: bool, row: dict) -> float:
     """1 where a reply ends its turn and states the answer and none of the alternatives."""
-    return float(ended and answers.states(reply, row["answer"], row["alternatives"]))
+    return float(ended and answers.states(reply, row["answer"], row.get("alternatives", [])))
 
 
 def pair_accuracy(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], batch_size: int) -> list[float]:

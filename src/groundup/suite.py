@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from groundup import record
+from groundup.configs import DataArguments
+from groundup.data import load_documents
 from groundup.errors import InputError
 from groundup.evaluation import (
     EvaluationArguments,
@@ -20,6 +22,7 @@ from groundup.evaluation import (
 )
 from groundup.model import check_model_path, load_whole
 from groundup.reading import is_reward_model
+from groundup.sources import find_files
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -33,7 +36,7 @@ FILES = {  # field of EvaluationArguments -> the keys its rows must have; the fi
     "documents": ("text",),
     "cloze": ("prompt", "choices", "gold"),
     "choices": ("query", "choices", "gold"),
-    "questions": ("prompt", "answer", "alternatives"),
+    "questions": ("prompt", "answer"),
     "instructions": ("prompt", "answer"),
     "preferences": ("prompt", "chosen", "rejected"),
     "problems": ("question", "answer"),
@@ -42,11 +45,13 @@ FILES = {  # field of EvaluationArguments -> the keys its rows must have; the fi
 
 
 def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
-    """Rows of an evaluation file, JSON lines, perhaps gzip'd.
+    """Rows of an evaluation file, JSON lines, perhaps gzip'd; documents may be whatever pre-training takes.
 
     Raises:
         InputError: no such file, a line that is no JSON object, or one that lacks a key or has something else there than it should.
     """
+    if name == "documents" and not path.endswith((".jsonl", ".jsonl.gz")) and find_files(path):
+        return list(load_documents(DataArguments(dataset=path)).rows)
     if not Path(path).is_file():
         raise InputError("no such evaluation file", f"{name}: {path}", f"leave `{name}` out, or make it (groundup.toyland)")
     rows = []
