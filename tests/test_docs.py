@@ -69,5 +69,7 @@ def test_settings_that_are_named_exist(page):
 
 def test_files_of_ones_own_are_those_that_the_recipes_read():
     read = {name for path in (ROOT / "recipes" / "mine").glob("*.yaml") for name in re.findall(r"\bmy/[\w./]+", path.read_text())}
-    table = [line.split("|")[1] for line in (ROOT / "docs" / "your-own-text.md").read_text().splitlines() if line.startswith("| `my/")]
+    table = [
+        line.split("|")[1] for line in (ROOT / "docs" / "your-own-text.md").read_text().splitlines() if line.startswith("| `my/")
+    ]
     assert {name.rstrip("/") for name in read} == {name.rstrip("/") for row in table for name in re.findall(r"`(my/[^`]+)`", row)}
