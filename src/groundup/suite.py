@@ -76,7 +76,7 @@ def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
 
 def _amiss(row: dict, keys: tuple[str, ...]) -> str | None:
     """What would be measured wrongly in silence: `gold: "2"` is no choice's number, and no answer is ever equal to it."""
-    for key in keys:
+    for key in (*keys, *{"alternatives"}.intersection(row)):
         if key in ("choices", "alternatives"):
             if not isinstance(row[key], list) or not all(isinstance(text, str) and text for text in row[key]):
                 return f"`{key}` is no list of texts"
