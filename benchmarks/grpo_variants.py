@@ -5,10 +5,10 @@ python benchmarks/grpo_variants.py --ladders out/seeds/0 out/seeds/1 out/seeds/2
 Each ladder is a folder in which recipes/ladder.sh nano has climbed; every run is recipes/nano/grpo.yaml from its PPO model.
 Losses differ in how they clip only off the policy, so they are compared with two passes over each rollout. Solved problems are
 of the difficulty trained and one harder than any trained, held out both, greedy and by any of eight samples: a policy that only
-sharpens gains in the first and not in the second. What is finished is not run again.
+sharpens gains in the first and not in the second. Differences are paired, over the harder problems of all ladders. What is
+finished is not run again.
 """
 
-import json
 import statistics
 import subprocess
 import sys
@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from groundup import record, stats
 from measure import header, last_line, parser, table
 from overoptimisation import a_small_ladder
 from runs import ROOT, nano, recipe
@@ -36,7 +37,8 @@ LOSSES: dict[str, dict[str, Any]] = {
 SHOWN = ("problems", "problems_pass_at_k", "problems_harder", "problems_harder_pass_at_k", "asked")
 
 
-def evaluate(ladder: Path, model: Path, quick: bool) -> dict[str, dict[str, float]]:
+def evaluate(ladder: Path, model: Path, quick: bool) -> tuple[dict[str, dict[str, float]], list[float]]:
+    """The figures, and whether each harder problem was solved."""
     world = ladder / "out" / "nano" / "world"
     words = [sys.executable, str(ROOT / "recipes" / "evaluate_model.py"), "--run_dir", str(model.parent), "--models", model.name]
     files = {"problems": "eval_problems", "harder": "eval_harder", "questions": "eval_questions"}
@@ -48,7 +50,19 @@ def evaluate(ladder: Path, model: Path, quick: bool) -> dict[str, dict[str, floa
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"evaluate_model.py failed on {model}:\n{done.stderr[-3000:]}")
-    return json.loads((model / "eval.json").read_text())["metrics"]
+    return record.read_evaluation(model)["metrics"], record.read_items(model)["problems_harder"]["values"]
+
+
+def against(found: dict[str, list[float]]) -> list[list[str]]:
+    """A row for each variant and what it changes: the recipe, or DAPO where rollouts are used twice."""
+    rows = []
+    for name, solved in found.items():
+        base = "DAPO" if name in LOSSES else "the recipe"
+        if name != base and base in found:
+            apart, (more, fewer, p) = stats.difference(solved, found[base]), stats.mcnemar(solved, found[base])
+            points = f"{100 * apart['value']:+.1f} ({100 * apart['low']:+.1f} to {100 * apart['high']:+.1f})"
+            rows.append([name, base, points, f"{more}, {fewer}", f"{p:.3f}"])
+    return rows
 
 
 def train(ladder: Path, work: Path, name: str, changes: dict[str, Any], seed: int, quick: bool) -> Path:
@@ -83,11 +97,13 @@ def main() -> None:
         args.work = Path(tempfile.mkdtemp())
         args.ladders, args.only = [a_small_ladder(args.work)], ["curriculum"]
     found: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in args.only}
+    solved: dict[str, list[float]] = {name: [] for name in args.only}
     for seed, ladder in enumerate(args.ladders):
         for name in args.only:
             model = train(ladder.resolve(), args.work.resolve(), name, (VARIANTS | LOSSES)[name], seed, args.quick)
-            metrics = evaluate(ladder.resolve(), model, args.quick)
+            metrics, harder = evaluate(ladder.resolve(), model, args.quick)
             found[name].append(metrics)
+            solved[name] += harder
             print(f"{ladder}, {name}: " + ", ".join(f"{key} {metrics[key]['value']:.3f}" for key in SHOWN), flush=True)
     rows = []
     for name, seeds in found.items():
@@ -97,6 +113,11 @@ def main() -> None:
             cells.append(f"{' '.join(f'{100 * v:.0f}' for v in values)} ({100 * statistics.fmean(values):.1f})")
         rows.append([name, *cells])
     print("\n" + table(["per cent, each ladder (mean)", *SHOWN], rows) + "\n")
+    print(
+        table(
+            ["harder problems", "against", "points apart", "solved by it alone, by the other alone", "McNemar's p"], against(solved)
+        )
+    )
     last_line({**about, "variants": found})
 
 
