@@ -1,12 +1,13 @@
 """The files of an evaluation, read once, and put to one model after another; and the tasks of lm-evaluation-harness."""
 
 import gzip
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from groundup import stats
+from groundup import record, stats
 from groundup.errors import InputError
 from groundup.evaluation import EvaluationArguments, Model, evaluate_causal, how, load_function, pair_accuracy, sampled_replies
 from groundup.model import check_model_path, load_whole
@@ -107,6 +108,11 @@ class Suite:
             **asdict(args),
             "decoding": "greedy; pass@k and win rate sampled at temperature 1",
             "prompt": "one user turn",
+        }
+        # What lies under the names in the settings: a model is measured again when it has changed.
+        self.asked = {
+            "rows_sha256": hashlib.sha256(json.dumps(self.rows, sort_keys=True).encode()).hexdigest(),
+            "reference_sha256": record.hash_weights(args.reference) if args.reference else None,
         }
         self.tasks = None
         if args.tasks:
