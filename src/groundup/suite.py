@@ -143,7 +143,12 @@ class Suite:
             raise InputError(f"`{path}` sorts text into {config.num_labels} classes and gives it no score", "models")
         if not is_reward:
             _check_causal(model, path)
-        return model, AutoTokenizer.from_pretrained(path), is_reward
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if is_reward:  # transformers reads the head at the last token that is none of the config's padding: rows must end in that
+            text = model.config.get_text_config()
+            known = (text.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+            text.pad_token_id = tokenizer.pad_token_id = next(pad for pad in known if pad is not None)
+        return model, tokenizer, is_reward
 
     def reference_replies(self) -> list | None:
         if not self.args.taste:
