@@ -38,6 +38,14 @@ def test_bad_row_is_named_by_file_and_line(tmp_path, lines, number, says):
     assert refused.value.where == f"{path}:{number}"
 
 
+def test_files_of_other_machines(write):
+    assert read_rows(write("bom.jsonl", b'\xef\xbb\xbf{"text": "\xc3\xa9"}\r\n'), ("text",), "documents") == [{"text": "é"}]
+    path = write("latin.jsonl", b'{"text": "e"}\n{"text": "\xe9"}\n')
+    with pytest.raises(InputError, match="not JSON: 'utf-8' codec can't decode") as refused:
+        read_rows(path, ("text",), "documents")
+    assert refused.value.where == f"{path}:2"
+
+
 @pytest.mark.parametrize(
     ("name", "row", "says"),
     [

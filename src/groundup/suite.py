@@ -42,7 +42,7 @@ def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
     if not Path(path).is_file():
         raise InputError("no such evaluation file", f"{name}: {path}", f"leave `{name}` out, or make it (groundup.toyland)")
     rows = []
-    with gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else open(path, encoding="utf-8") as file:
+    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:  # bytes: json tells of bad UTF-8, and knows a BOM
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
