@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["local_arc_easy", "local_hellaswag", "local_csqa"])
     parser.add_argument("--questions", type=int, default=200, help="of each task")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 32], help="ours takes the largest")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8, 32], help="ours takes the largest")
     parser.add_argument("--model", help="stage directory or Hub id; else random weights of --width and --layers")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)

@@ -4,18 +4,13 @@ python recipes/chat.py out/nano/grpo
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Iterator
 
 from groundup.command_line import quieten
-from groundup.conversation import Speaker
+from groundup.conversation import Speaker, short_names
 from groundup.errors import InputError
 from groundup.server import serve
-
-# What a model says is text: it moves no cursor and sets no colours.
-CONTROL = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\ufffd")
-COMMANDS = "/reset forgets what was said, /system TEXT sets a system message, /exit ends"
+from groundup.terminal import converse
 
 
 def main(models: list[str], temperature: float | None, max_tokens: int | None, seed: int | None, web: bool, port: int) -> None:
@@ -26,69 +21,11 @@ def main(models: list[str], temperature: float | None, max_tokens: int | None, s
         if not speaker.chats:
             print(f"{speaker.name} has learned no chat: it goes on with what you write as text", file=sys.stderr)
 
-    # 2. In a browser
+    # 2. A conversation, until ^C, the end of what is piped in, or /exit
     if web:
         serve(speakers, port)
-        return
-
-    # 3. In the terminal
-    system, histories = [], {speaker.name: [] for speaker in speakers}
-    if sys.stdin.isatty():
-        print(COMMANDS, file=sys.stderr)
-    for line in lines():
-        command, _, rest = line.partition(" ")
-        if command == "/exit":
-            break
-        if command in ("/reset", "/system"):
-            histories = {name: [] for name in histories}
-            system = (
-                [{"role": "system", "content": rest}] if command == "/system" and rest else system if command == "/reset" else []
-            )
-            for speaker in speakers:
-                if command == "/system" and not speaker.takes_system:
-                    print(f"{speaker.name} takes no system message", file=sys.stderr)
-            continue
-        if command.startswith("/"):
-            print(f"no command `{command}`: {COMMANDS}", file=sys.stderr)
-            continue
-        for speaker in speakers:
-            history = histories[speaker.name]
-            asked = [*(system if speaker.takes_system else []), *history, {"role": "user", "content": line}]
-            said = say(speaker, asked, temperature, max_tokens, seed, named=len(speakers) > 1)
-            history += [asked[-1], {"role": "assistant", "content": said}]
-
-
-def say(speaker: Speaker, asked: list, temperature: float | None, max_tokens: int | None, seed: int | None, named: bool) -> str:
-    """Print a reply while it comes; ^C ends it."""
-    if named:
-        print(f"{speaker.name}: ", end="", flush=True)
-    reply, said = speaker.reply(asked, temperature, max_tokens, seed), ""
-    try:
-        for piece in reply:
-            said += piece
-            print(piece.translate(CONTROL), end="", flush=True)
-    except KeyboardInterrupt:
-        pass
-    print(flush=True)
-    return said
-
-
-def lines() -> Iterator[str]:
-    """What the user writes, line by line, without empty ones."""
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except (EOFError, KeyboardInterrupt):
-            return
-        if line:
-            yield line
-
-
-def short_names(models: list[str]) -> list[str]:
-    """Each path without what all of them begin with."""
-    paths = [path.rstrip("/") for path in models]
-    names = [os.path.basename(path) for path in paths]
-    return names if len(set(names)) == len(names) else paths
+    else:
+        converse(speakers, temperature, max_tokens, seed)
 
 
 if __name__ == "__main__":

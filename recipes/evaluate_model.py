@@ -41,7 +41,7 @@ def main(model_args: ModelsArguments, args: EvaluationArguments):
         path = str(Path(model_args.run_dir, name)) if model_args.run_dir else name
         directory = Path(path) if Path(path).is_dir() else Path(model_args.output_dir or "out/eval", path.replace("/", "--"))
         weights = record.hash_weights(path) if Path(path).is_dir() else None
-        before = record.read_evaluation(directory)
+        before = record.read_evaluation(directory) if (directory / record.ITEMS).is_file() else None
         same = before and (before.get("weights_sha256"), before["settings"]) == (weights, suite.settings)
         if same and before.get("asked", suite.asked) == suite.asked and not model_args.again:
             print(f"evaluate: finished already, {directory / 'eval.json'}")
@@ -56,11 +56,9 @@ def main(model_args: ModelsArguments, args: EvaluationArguments):
 
         # 3. Hand over
         entry = record.read(directory) or {"rung": Path(path).name, "seed": None}
-        directory.mkdir(parents=True, exist_ok=True)
-        record.write_json(
-            directory / "eval.json",
+        record.write_evaluation(
+            directory,
             {
-                "schema": 1,
                 "rung": entry["rung"],
                 "seed": entry["seed"],
                 "seconds": round(time.perf_counter() - began, 1),
@@ -73,14 +71,12 @@ def main(model_args: ModelsArguments, args: EvaluationArguments):
         )
         if record.read(directory):
             card.write_card(directory, record.read(directory))
-        figures = "  ".join(
-            f"{key} {figure['value']:.3f} (in the training data: {scoreboard.show_overlap(figure)})"
-            for key, figure in result["metrics"].items()
-        )
-        print(f"evaluate: {entry['rung']}: {figures}", flush=True)
+        told = "  ".join(f"{key} {found['value']:.3f} {scoreboard.mark_overlap(found)}" for key, found in result["metrics"].items())
+        print(f"evaluate: {entry['rung']}: {told}", flush=True)
         for file, found in overlap.items():
             if "unchecked" in found:
                 print(f"evaluate: {entry['rung']}: {file} not checked against the training data: {found['unchecked']}", flush=True)
+    print(f"evaluate: {scoreboard.OVERLAP}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 
 PATIENCE = 120  # seconds after which a test gives up on what should have happened long ago
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowDown": 40}
+KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40}
 
 
 class Browser:

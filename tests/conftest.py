@@ -3,9 +3,11 @@
 import gzip
 import json
 import os
+import tempfile
 
 # Before the libraries that read them are imported: a test that asks the Hub is to fail, not to hang.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRACKIO_DIR"] = os.path.join(tempfile.gettempdir(), f"groundup-trackio-{os.getpid()}")  # not in anybody's home
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices this small are slower on several threads
 
 import pytest

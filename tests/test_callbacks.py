@@ -5,6 +5,7 @@ from datasets import Dataset
 from groundup.callbacks import ProgressLine, watch
 from groundup.configs import RunArguments
 from groundup.finite import SkipNonFinite
+from groundup.samples import Samples
 from groundup.saving import Saving
 from groundup.stage import start
 from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -15,14 +16,24 @@ def state(step=3, steps=10, first=True):
     return SimpleNamespace(global_step=step, max_steps=steps, is_world_process_zero=first)
 
 
-def lines(capsys, monkeypatch, logs, **of):
-    from groundup import callbacks
+class Clock:
+    """A line that is told what time it is: training begins at 100 s."""
 
-    clock = iter([100.0, 106.0])
-    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    line = ProgressLine()
-    line.on_train_begin(None, state(step=1), None)
-    line.on_log(None, state(**of), None, logs=logs)
+    def __init__(self, monkeypatch, begins=1):
+        from groundup import callbacks
+
+        self.now, self.line = 100.0, ProgressLine()
+        monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        for step in range(begins, begins + 3):  # only the first counts
+            self.line.on_step_begin(None, state(step=step), None)
+
+    def log(self, now, logs, **of):
+        self.now = now
+        self.line.on_log(None, state(**of), None, logs=logs)
+
+
+def lines(capsys, monkeypatch, logs, **of):
+    Clock(monkeypatch).log(106.0, logs, **of)
     return capsys.readouterr().out
 
 
@@ -30,11 +41,30 @@ def test_line_says_where_the_run_stands(capsys, monkeypatch):
     logs = {"loss": 1.23456, "tokens_per_second": 12345.6, "mfu": 0.415, "epoch": 1.0, "learning_rate": 1e-3}
     said = lines(capsys, monkeypatch, logs, step=4, steps=64)
     # three steps in six seconds leave sixty more in two minutes
-    assert said == "step 4/64  loss 1.235  tokens/s 12,346  MFU 41.5%  2:00 left\n"
+    assert said == "step 4/64  loss 1.235  tokens/s 12,346  MFU 41.5%  0:02:00 left\n"
+    # steps of the process before are not this one's: with evaluation or saving, whatever takes its time, 300 s for ten steps
+    Clock(monkeypatch, begins=500).log(400.0, {"eval_loss": 1.0}, step=510, steps=1010)
+    assert capsys.readouterr().out == "step 510/1010  held-out loss 1.000  4:10:00 left\n"
 
 
-def test_first_line_after_a_resumption_divides_by_nothing(capsys, monkeypatch):
-    assert lines(capsys, monkeypatch, {"eval_loss": 1.0}, step=1) == "step 1/10  held-out loss 1.000  0:00 left\n"
+def test_tokens_a_second_where_only_tokens_are_counted(capsys, monkeypatch):
+    def rates():
+        return [line.split("  ")[2] for line in capsys.readouterr().out.splitlines()]
+
+    begun = Clock(monkeypatch, begins=0)
+    begun.log(110.0, {"loss": 1.0, "num_tokens": 5000.0})
+    begun.log(114.0, {"loss": 1.0, "num_tokens": 9000.0})
+    assert rates() == ["tokens/s 500", "tokens/s 1,000"]
+    resumed = Clock(monkeypatch, begins=1)  # what was counted before is not of this process
+    resumed.log(110.0, {"loss": 1.0, "num_tokens": 1e6})
+    resumed.log(112.0, {"loss": 1.0, "num_tokens": 1e6 + 500})
+    assert rates() == ["0:00:35 left", "tokens/s 250"]
+
+
+def test_before_the_first_step_of_a_process_no_time_is_known(capsys, monkeypatch):
+    assert lines(capsys, monkeypatch, {"eval_loss": 1.0}, step=1) == "step 1/10  held-out loss 1.000\n"
+    ProgressLine().on_log(None, state(), None, logs={"eval_loss": 1.0})  # an evaluation that the run before was stopped in
+    assert capsys.readouterr().out == "step 3/10  held-out loss 1.000\n"
 
 
 @pytest.mark.parametrize(("logs", "of"), [({"epoch": 1.0}, {}), ({}, {}), (None, {}), ({"loss": 1.0}, {"first": False})])
@@ -58,4 +88,4 @@ def test_watch_puts_ours_in_place_of_the_usual(tiny_model, tmp_path, disable_tqd
     watch(trainer, start("pretrain", trainer.args), RunArguments())
     kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
     assert not set(kinds) & set(usual)
-    assert [kind for kind in kinds if kind.__module__.startswith("groundup.")] == [SkipNonFinite, ProgressLine, Saving]
+    assert [kind for kind in kinds if kind.__module__.startswith("groundup.")] == [SkipNonFinite, ProgressLine, Samples, Saving]

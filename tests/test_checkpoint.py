@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from groundup.checkpoint import LOCK, MANIFEST, Lock, checkpoints, damage, discard, newest_checkpoint, rotate, seal, sweep
+from groundup.checkpoint import LOCK, MANIFEST, Lock, checkpoints, damage, discard, newest_checkpoint, rotate, seal, step_of, sweep
 from groundup.errors import InputError
 
 FILES = ("model.safetensors", "optimizer.pt", "trainer_state.json", "global_step4/states.pt")
@@ -179,3 +179,16 @@ def test_directory_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="cannot write there: Not a directory"):
         Lock(tmp_path / "file" / "run")
+
+
+def test_step_is_told_by_the_name(tmp_path):
+    assert step_of("checkpoint-12") == step_of("out/run-3/checkpoint-12") == step_of(tmp_path / "checkpoint-012") == 12
+    others = (
+        "last-checkpoint",
+        "checkpoint-",
+        "checkpoint-12.damaged",
+        ".checkpoint-12.gone",
+        "checkpoint-1/optimizer.pt",
+        "checkpoint--1",
+    )
+    assert {step_of(name) for name in others} == {None}

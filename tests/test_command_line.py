@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_type_hints
@@ -311,3 +312,16 @@ def test_memory_that_ran_out_comes_with_a_split_that_needs_less(batch, accumulat
     assert told.fix.startswith(fix)
     assert out_of_memory(RuntimeError("something else"), (args,)) is None
     assert out_of_memory(MemoryError(), (args,)) is not None
+
+
+def test_curves_are_kept_unless_told_otherwise(config, monkeypatch, tmp_path, capsys):
+    training = partial(parse, [TrainingArguments])
+    where = ["--output_dir", str(tmp_path), "--use_cpu", "true"]
+    assert training(where)[0].report_to == ["trackio"]
+    assert training([*where, "--report_to", "none"])[0].report_to == []
+    assert training([*where, "--config", config("report_to: none")])[0].report_to == []
+    assert training([*where, "--config", config("report_to: [tensorboard, wandb]")])[0].report_to == ["tensorboard", "wandb"]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("groundup.command_line.find_spec", lambda name: None)
+    assert training(where)[0].report_to == []
+    assert capsys.readouterr().err == "no curves are kept: pip install trackio, or write `report_to: none`\n"

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from groundup import record
-from groundup.conversation import Speaker
+from groundup.conversation import Speaker, short_names
 from groundup.errors import InputError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -161,3 +161,8 @@ def test_what_writes_no_text_is_refused(tiny_base, tokenizer, tmp_path):
         Speaker(str(tmp_path / "lora"))
     with pytest.raises(InputError, match="no model in `somebody/nothing`"):
         Speaker("somebody/nothing")
+
+
+def test_names_are_short_and_different():
+    assert short_names(["out/nano/sft/", "out/nano/grpo"]) == ["sft", "grpo"]
+    assert short_names(["out/nano/sft", "out/seed1/sft"]) == ["out/nano/sft", "out/seed1/sft"]

@@ -12,9 +12,10 @@ FLOORS = (
     "tokenizer model head generation toyland families sources data verifier guarding sandbox unit_tests languages rewards metrics"
     " multiple_choice shards checkpoint hub running preflight command_line cleaning minhash contamination hardware"
     " memory",  # things
-    "optim saving finite callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite corpus"
-    " selection",  # loops
-    "card curves report stage merging preparation workload step plan plan_table export conversation server",  # joints
+    "optim saving finite tracking samples callbacks pretraining sft curriculum grpo gate ppo evaluation harness exposure suite"
+    " corpus selection",  # loops
+    "card curves page results lineage diagnostics report comparison stage merging preparation workload step plan plan_table export"
+    " conversation server terminal",  # joints
 )  # and recipes/ on top
 SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("record", "errors"),
@@ -30,6 +31,9 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("finite", "saving"),
     ("callbacks", "saving"),
     ("callbacks", "finite"),
+    ("callbacks", "samples"),
+    ("callbacks", "tracking"),
+    ("samples", "pretraining"),
     ("data", "sources"),
     ("rewards", "guarding"),
     ("rewards", "verifier"),
@@ -50,11 +54,20 @@ SIDEWAYS = {  # all there are: one that is no longer needed is taken out
     ("suite", "harness"),
     ("grpo", "curriculum"),
     ("report", "curves"),
+    ("report", "page"),
+    ("report", "results"),
+    ("report", "lineage"),
+    ("report", "diagnostics"),
+    ("lineage", "results"),
+    ("comparison", "report"),
+    ("comparison", "curves"),
+    ("comparison", "page"),
     ("stage", "card"),
     ("merging", "card"),
     ("merging", "stage"),
     ("export", "card"),
     ("server", "conversation"),
+    ("terminal", "conversation"),
     ("export", "stage"),
     ("stage", "plan"),
     ("plan", "step"),

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from groundup.configs import GateArguments
 from groundup.errors import InputError
-from groundup.gate import Gate, Tried, advice, summarise, try_out
+from groundup.gate import Gate, Tried, advice, guessed, summarise, try_out
 from groundup.grpo import GRPOTrainer
 from groundup.report import write_report
 from groundup.scoreboard import gate_table
@@ -82,7 +82,12 @@ def correct(completions, answer, **kwargs):
     return [None if gold is None else float(gold in c[0]["content"]) for c, gold in zip(completions, answer, strict=True)]
 
 
-def build(tiny_base, tokenizer, directory, passes=(0, 2), rows=6, **settings):
+def length(completions, **kwargs):
+    return [float(len(c[0]["content"]) > 3) for c in completions]
+
+
+def build(tiny_base, tokenizer, directory, passes=(0, 2), rows=6, answers="7", rewards=(correct, answer_format), **settings):
+    """Answers are said in turn; the model says 7."""
     kind = type("Answering", (Answering,), {"passes": passes})
     args = GRPOConfig(
         str(directory),
@@ -99,13 +104,17 @@ def build(tiny_base, tokenizer, directory, passes=(0, 2), rows=6, **settings):
         **settings,
     )
     data = [
-        {"prompt": [{"role": "user", "content": f"{'odd' if n % 2 else 'even'} {n}"}], "answer": "7", "difficulty": n % 2}
+        {
+            "prompt": [{"role": "user", "content": f"{'odd' if n % 2 else 'even'} {n}"}],
+            "answer": answers[n % len(answers)],
+            "difficulty": n % 2,
+        }
         for n in range(rows)
     ]
     data.append({"prompt": [{"role": "user", "content": "say something odd"}], "answer": None, "difficulty": None})
     return kind(
         model=AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32),
-        reward_funcs=[correct, answer_format],
+        reward_funcs=list(rewards),
         args=args,
         train_dataset=Dataset.from_list(data),
         processing_class=tokenizer,
@@ -124,6 +133,28 @@ def test_the_trainers_own_rollouts_are_tried(tiny_base, tokenizer, tmp_path):
     assert len(try_out(trainer, prompts=100)) == 6  # all there are; the rehearsed prompt has no answer to be right
 
 
+def test_what_is_right_for_other_prompts_too_is_guessed(tiny_base, tokenizer, tmp_path, capsys):
+    """A model that says 7 to everything is right where 7 is the answer, and would be as often at random."""
+    trainer = build(tiny_base, tokenizer, tmp_path, passes=(2, 2), answers="78", rows=16)
+    trainer.add_callback(Gate(trainer, GateArguments(), tmp_path))
+    trainer.train()
+    found = json.loads((tmp_path / "gate.json").read_text())
+    assert found["signal"] and found["all"]["pass_at_1"]["value"] == 0.25
+    assert 0.1 < found["all"]["by_chance"]["value"] < 0.4 and found["all"]["by_chance"]["n"] < 16 * K
+    assert "by chance" in gate_table(found)[0] and "what passes may be guessed: 25.0% is right" in capsys.readouterr().out
+
+
+def test_what_is_right_for_its_own_prompt_alone_is_not_guessed():
+    knows = [Tried(None, [1.0, 0.0, 1.0, 0.0], None, [False] * K, [0.0, 0.0, float("nan"), 0.0])] * 8
+    found = summarise(knows)
+    assert found["all"]["by_chance"]["value"] == 0.0 and found["all"]["by_chance"]["n"] == 24 and guessed(found) == []
+
+
+def test_reward_that_reads_no_answer_has_no_chance(tiny_base, tokenizer, tmp_path):
+    trainer = build(tiny_base, tokenizer, tmp_path, answers="78", rewards=[length])
+    assert "by_chance" not in summarise(try_out(trainer, prompts=6))["all"]
+
+
 def test_gate_lets_a_signal_through_and_the_report_shows_it(tiny_base, tokenizer, tmp_path, capsys):
     directory = tmp_path / "grpo"
     trainer = build(tiny_base, tokenizer, directory)
@@ -135,7 +166,7 @@ def test_gate_lets_a_signal_through_and_the_report_shows_it(tiny_base, tokenizer
     assert "gate: " in capsys.readouterr().out
     (directory / "run.json").write_text(json.dumps({"schema": 1, "rung": "grpo", "status": "finished"}))
     page = write_report(tmp_path).read_text()
-    assert "Before grpo: 6 prompts, 4 completions each" in page and "something to learn from" in page
+    assert "tries at 6 prompts, and at least once in 4 at" in page and "there was something to learn." in page
     assert "| difficulty | prompts | pass@1 |" in (tmp_path / "report.md").read_text()
 
 

@@ -70,6 +70,10 @@ def test_results_are_the_harness_own(data, tiny_model, tokenizer):
     assert set(found) == {"local_arc_easy/acc", "local_arc_easy/acc_norm", "local_winogrande/acc"}
     entry = found["local_arc_easy/acc"]
     assert (entry["n"], entry["version"], entry["num_fewshot"], entry["decoding"]) == (12, 1.0, 0, "log-likelihood")
+    kept = entry["items"]
+    assert len(kept["values"]) == 12 and sum(kept["values"]) / 12 == pytest.approx(entry["value"])
+    again = Tasks(EvaluationArguments(tasks="local_arc_easy", task_data=str(data)), TASKS)
+    assert again.measure(Model(tiny_model, tokenizer, 2))["local_arc_easy/acc"]["items"] == kept
     assert entry["prompt"] == "{{query}}" and entry["file"] == "local_arc_easy" and entry["higher_is_better"] is True
     assert (
         tasks.texts["local_arc_easy"][1] == ["1", "Question: What is 1 and 1?\nAnswer:"]

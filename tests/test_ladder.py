@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import trackio
 from groundup import record
 
 pytestmark = pytest.mark.slow
@@ -96,6 +97,14 @@ def evaluated(folder, ladder):
     report = climb(folder, sys.executable, REPOSITORY / "recipes" / "report.py", "out/nano")
     assert report.returncode == 0, report.stderr[-3000:]
     return done.stdout, report.stdout
+
+
+def test_a_run_can_be_watched(ladder):
+    """As the YAML files have it: curves in trackio, and what the model says; a reward model says nothing."""
+    for name in OPTIONS:
+        assert f"{name}: curves: trackio show --project nano   (run {name}-20" in ladder[name]
+        assert len(re.findall(r"^step [12]/2  says: .", ladder[name], re.MULTILINE)) == (0 if name == "reward" else 2)
+    assert {run.name.partition("-")[0] for run in trackio.Api().runs("nano")} == set(OPTIONS)
 
 
 def test_each_rung_stands_on_the_one_before(folder, ladder):

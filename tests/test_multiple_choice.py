@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,6 +104,16 @@ def test_a_context_is_read_once_and_logits_are_made_where_they_are_read():
     finally:
         multiple_choice.longest_shared = longest_shared
     assert seen == [(1, 20 + 2 + 1), (1, 1 + 2 + 1)]  # the end of the context counts for every choice
+
+
+@pytest.mark.parametrize(("device", "vocabulary", "rows"), [("cpu", 64, 1536 // 99), ("cpu", 100_000, 1), ("cuda", 64, 40)])
+def test_a_batch_fits_the_caches_of_a_cpu(device, vocabulary, rows):
+    """Forty questions of 99 tokens, of which fifty are read."""
+    embedding = SimpleNamespace(num_embeddings=vocabulary)
+    model = SimpleNamespace(device=SimpleNamespace(type=device), get_input_embeddings=lambda: embedding)
+    questions = [multiple_choice.Question(tuple(range(50)), {(1,) * 49: [i]}) for i in range(40)]
+    batches = list(multiple_choice._batches(questions, 100, model))
+    assert max(map(len, batches)) == rows and sum(batches, []) == questions
 
 
 def test_greedy_is_where_every_token_is_the_likeliest():

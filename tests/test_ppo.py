@@ -233,6 +233,8 @@ def test_completion_that_does_not_end_its_turn_pays(tiny_base, tokenizer, tmp_pa
     mask = batch["completion_mask"].bool()
     for row, expected in enumerate([0.0, -3.0] * 4):  # undiscounted returns are the score, at every token
         assert torch.allclose(batch["returns"][row][mask[row]], torch.tensor(expected), atol=1e-5)
+    logged = {key for line in trainer.state.log_history for key in line}
+    assert "objective/score" in logged and "objective/kl" not in logged  # no reference is asked, and none is said to be 0 nats away
 
 
 def test_reward_model_and_function_are_weighed(tiny_base, tokenizer, judge, tmp_path):

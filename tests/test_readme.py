@@ -153,12 +153,13 @@ def test_folders_of_the_tree_exist():
 
 
 def test_options_named_in_prose_exist():
-    from groundup.configs import GateArguments
+    from groundup.configs import GateArguments, RunArguments
     from trl import SFTConfig
 
     fields = (
         set(SFTConfig.__dataclass_fields__)
         | set(GateArguments.__dataclass_fields__)
+        | set(RunArguments.__dataclass_fields__)
         | {"config_file", "cpu", "num_processes", "shard", "count", "mfu", "revisions", "web"}
     )
     assert {option.replace("-", "_") for option in re.findall(r"`[^`\n]*?--(\w[\w-]*)", README)} <= fields

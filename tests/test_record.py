@@ -250,3 +250,22 @@ def test_verification_of_what_is_not_whole(family, tmp_path):
     ]
     (family / "ppo/model.safetensors").unlink()
     assert f"{family}/ppo: no weights there" in record.verify(family / "ppo")
+
+
+def test_items_are_kept_beside_their_figures(tmp_path):
+    items = {"items_sha256": record.hash_items(["a", {"b": 1}]), "values": [1, 0.5]}
+    figures = {"one": {"value": 0.75, "n": 2, "items": items}, "two": {"value": 1.0}}
+    path = record.write_evaluation(tmp_path / "sft", {"weights_sha256": "ab", "metrics": figures})
+    assert path == tmp_path / "sft" / "eval.json"
+    assert record.read_evaluation(tmp_path / "sft")["metrics"] == {"one": {"value": 0.75, "n": 2}, "two": {"value": 1.0}}
+    assert record.read_items(tmp_path / "sft") == {"one": items} and record.read_items(tmp_path) == {}
+    assert figures["one"]["items"] is items  # the caller's are left alone
+
+
+def test_what_was_asked_has_an_identity():
+    rows = [{"prompt": "a", "answer": 1}, {"prompt": "b", "answer": 2}]
+    assert record.hash_items(rows) == record.hash_items([dict(reversed(row.items())) for row in rows])
+    assert (
+        len({record.hash_items(rows), record.hash_items(rows[::-1]), record.hash_items(rows[:1]), record.hash_items([8, *rows])})
+        == 4
+    )

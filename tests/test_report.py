@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import html
 import json
 import os
@@ -12,79 +14,15 @@ from pathlib import Path
 import pytest
 from groundup import record, report
 from groundup.errors import InputError
+from groundup.results import markdown_table
+from invented import HOSTILE, add_rung, result, write_run
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "report.py"
-HOSTILE = '<script>alert(1)</script><img src="https://example.org/x.png" onerror=alert(2)>\x07\u202e{{ 7 * 7 }}'
-
-
-def result(value, width=0.03):
-    return {"value": value, "low": max(0.0, value - width), "high": min(1.0, value + width), "n": 200}
-
-
-def add_rung(run, name, metrics=None, history=None, samples=(), **fields):
-    stage = run / name
-    stage.mkdir(parents=True, exist_ok=True)
-    if fields:
-        record.write(stage, {"rung": name, "status": "finished", "seed": 0, **fields})
-    if metrics is not None:
-        evaluation = {"schema": 1, "rung": name, "seed": 0, "metrics": metrics, "samples": list(samples)}
-        if "problems" in metrics:
-            evaluation["by_difficulty"] = {"problems": {"2": result(0.2), "10": result(0.1), "1": result(0.6)}}
-        evaluation["settings"] = {"k": 8, "temperature": 0.8}
-        (stage / "eval.json").write_text(json.dumps(evaluation))
-    if history is not None:
-        (stage / "trainer_state.json").write_text(json.dumps({"log_history": history}))
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Invented numbers: five rungs, of which one was not evaluated."""
-    run = tmp_path / "nano"
-    ask = {"kind": "fact", "prompt": "Where does Mira live?"}
-    add_rung(run, "random", {"cloze": result(0.12), "problems": result(0.0)}, samples=[ask | {"reply": HOSTILE}])
-    losses = [{"step": step, "loss": 5 / step, "learning_rate": 1e-3} for step in range(1, 101)]
-    add_rung(
-        run,
-        "pretrain",
-        {
-            "bits_per_byte": {"value": 0.6, "low": 0.59, "high": 0.61, "n": 9},
-            "cloze": result(0.97),
-            "problems": result(0.1),
-        },
-        [*losses, {"step": 100, "eval_loss": 1.5, "eval_bits_per_byte": 0.6}, {"step": 100, "train_loss": 2.0}],
-        [ask | {"reply": "Mira lives in Dorn. Otto lives"}],
-        started="2026-01-01T00:00:00+00:00",
-        seconds=61.5,
-        tokens=1_200_000,
-        parameters=1_234_567,
-        data=[{"name": "toyland/documents", "sha256": "0f" * 32, "rows": 1000, "kept": 990, "dropped": {"empty text": 10}}],
-        versions={"python": "3.11.7", "peft": None},
-        hardware={"machine": "Linux x86_64", "cpu": "A <fast> CPU", "cores": 2, "memory_gb": 25.3, "gpus": []},
-        command="python recipes/pretrain.py --config a.yaml",
-    )
-    add_rung(
-        run,
-        "sft",
-        {"cloze": result(0.6), "problems": result(0.3), "asked": result(1.0), "problems_pass_at_k": result(0.5)},
-        samples=[ask | {"reply": "Mira lives in Dorn."}, {"kind": "x", "prompt": "Only here?", "reply": ""}],
-        started="2026-01-01T00:02:00+00:00",
-        seconds=100,
-        parent={"path": "out/nano/pretrain", "weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32},
-    )
-    add_rung(run, "reward", started="2026-01-01T00:04:00+00:00", seconds=10, parent={"path": "out/nano/sft"})
-    steps = range(1, 21)
-    add_rung(
-        run,
-        "grpo",
-        {"cloze": result(0.59), "problems": result(0.7), "zeal": result(0.5)},
-        [{"step": s, "reward": s / 20, "rewards/right/mean": s / 20, "rewards/form/mean": 1.0, "kl": 0.0} for s in steps],
-        started="2026-01-01T00:06:00+00:00",
-        seconds=4000,
-        parent={"path": "out/nano/sft"},
-    )
-    (run / "data").mkdir()
-    (run / ".cache").mkdir()
-    return run
+    return write_run(tmp_path / "nano")
 
 
 def test_collect_orders_the_rungs(run):
@@ -107,21 +45,13 @@ def test_report_json_is_what_benchmarks_read(run):
     assert sorted(p.name for p in run.iterdir() if p.is_file()) == ["report.html", "report.json", "report.md"]
 
 
-def test_markdown_table(run):
-    lines = report.markdown_table(report.collect(run)).splitlines()
-    assert lines[0] == "| Rung | Bits per byte | Cloze | Asked | Problems | Problems, any of 8 | zeal |"
-    assert lines[3] == "| pretrain | 0.60 (0.59-0.61) | **97 % (94-100)** |  | 10 % (7-13) |  |  |"
-    assert lines[5] == "| reward | not evaluated |  |  |  |  |  |"
-    assert len({line.count("|") for line in lines}) == 1
-
-
 def test_markdown_report(run):
     report.write_report(run)
     text = (run / "report.md").read_text()
     for part in (
         "| pretrain | finished | 0 | 1.23 M | 1.2 M | 62 s |",
         "A &lt;fast> CPU, 2 cores, 25.3 GB",
-        "| sft | out/nano/pretrain | abababababab | cdcdcdcdcdcd |",
+        "| sft | out/nano/pretrain | abababababab | cdcdcdcdcdcd |  | not checked: no weights here |",
         "toyland/documents | sha256 0f0f0f0f0f0f, 1,000 rows, 990 kept, 10 dropped |",
         "    python recipes/pretrain.py --config a.yaml\n",
         "| sft | k: 8, temperature: 0.8 |",
@@ -129,32 +59,6 @@ def test_markdown_report(run):
     ):
         assert part in text
     assert "peft" not in text
-
-
-def test_changes_are_from_the_parent_and_losses_show(run):
-    cells = {row["name"]: row["cells"] for row in report._compare(report.collect(run))}
-    assert [cell.get("change") and cell["change"]["text"] for cell in cells["cloze"]] == [
-        None,
-        "▲ 85 pts",
-        "▼ 37 pts",
-        None,
-        "▼ 1 pt",
-    ]
-    pretrain, sft, grpo = (cells["cloze"][index]["change"] for index in (1, 2, 4))
-    assert (pretrain["base"], pretrain["kind"], pretrain["overlap"]) == ("random", "gain", False)
-    assert (sft["base"], sft["kind"], sft["overlap"]) == ("pretrain", "loss", False)
-    assert (grpo["base"], grpo["kind"], grpo["overlap"]) == ("sft", "loss", True)
-    assert [cell.get("best") for cell in cells["problems"]] == [False, False, False, None, True]
-    assert cells["zeal"][4]["best"] is False  # nothing to be better than
-
-
-def test_lower_is_better_where_it_is(tmp_path):
-    for name, value in (("random", 3.0), ("pretrain", 0.6), ("sft", 0.7)):
-        add_rung(tmp_path, name, {"bits_per_byte": {"value": value, "low": value, "high": value, "n": 1}})
-    cells = report._compare(report.collect(tmp_path))[0]["cells"]
-    assert [cell["best"] for cell in cells] == [False, True, False]
-    assert [cell["change"] and cell["change"]["kind"] for cell in cells] == [None, "gain", "loss"]
-    assert cells[0]["bar"] == [1, 1, 1]
 
 
 class Page(HTMLParser):
@@ -186,10 +90,15 @@ def test_the_page_escapes_what_models_wrote_and_loads_nothing(run):
     text = report.write_report(run).read_text(encoding="utf-8")
     page = Page(text)
     assert not page.open
-    assert not page.elements & {"script", "img", "link", "iframe", "object", "embed", "form", "base", "a"}
+    assert not page.elements & {"img", "link", "iframe", "object", "embed", "form", "base"}
     names = {name for name, _ in page.attributes}
-    assert not {name for name in names if name.startswith("on")} and not names & {"src", "href", "srcset", "action"}
-    assert "default-src 'none'" in text and not re.search(r"@import|url\(", text)
+    assert not {name for name in names if name.startswith("on")} and not names & {"src", "srcset", "action"}
+    assert all(value.startswith("#") for name, value in page.attributes if name == "href")
+    assert "default-src &#39;none&#39;" in text and not re.search(r"@import|url\(", text)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)  # ours, and the only one that its hash lets run
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src &#39;sha256-{digest}&#39;;" in text and script.count("<script") == text.count("<script") - 1 == 0
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", script)
     assert html.escape("<script>alert(1)</script>") in text and "{{ 7 * 7 }}" in text
     assert "\x07" not in text and "␇" in text
 
@@ -226,17 +135,17 @@ def test_foreseen_beside_found(run):
     record.update(run / "sft", plan={**PLAN, "memory": None, "tokens": None})  # found without a peak, foreseen without memory
     record.update(run / "grpo", plan=PLAN, status="running")
     expected = [
-        ["pretrain", "peak memory", "3.0 GiB", "2.0 GiB", "1.50"],
-        ["pretrain", "time", "50 s", "62 s", "0.81"],
-        ["pretrain", "tokens", "1.2 M", "1.2 M", "1.00"],
-        ["sft", "time", "50 s", "1.7 min", "0.50"],
+        ["pretrain", "peak memory", "3.0 GiB", "2.0 GiB", "50 % too high"],
+        ["pretrain", "time", "50 s", "62 s", "19 % too low"],
+        ["pretrain", "tokens", "1.2 M", "1.2 M", "right to 1 %"],
+        ["sft", "time", "50 s", "1.7 min", "50 % too low"],
     ]
     assert report._predictions(report.collect(run)["rungs"]) == expected
     page = report.write_report(run).read_text()
     text = (run / "report.md").read_text()
     for line in expected:
         assert f"| {' | '.join(line)} |\n" in text
-        assert f'<th scope="row">{line[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in line[1:]) in page
+        assert f'{line[3]}<small class="below">foreseen {line[2]}, {line[4]}</small>' in page
     assert not Page(page).open
 
 
@@ -285,7 +194,7 @@ def test_a_run_with_nothing_evaluated(tmp_path):
     add_rung(tmp_path, "pretrain", seconds=1, history=[])
     text = report.write_report(tmp_path).read_text()
     assert "not evaluated" in text and "<svg" not in text
-    assert report.markdown_table(report.collect(tmp_path)).splitlines()[-1] == "| pretrain | not evaluated |"
+    assert markdown_table(report.collect(tmp_path)).splitlines()[-1] == "| pretrain | not evaluated |"
 
 
 def run_recipe(*arguments):
@@ -314,17 +223,3 @@ def test_recipe_names_a_mistake_and_exits_2(run, tmp_path, name):
     assert done.returncode == 2 and "Traceback" not in done.stderr and "fix:" in done.stderr and done.stdout == ""
     with pytest.raises(InputError):
         report.collect(tmp_path / name)
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-def test_no_sideways_scrolling_on_a_phone(run, tmp_path):
-    page = report.write_report(run)
-    frame = tmp_path / "frame.html"
-    # A frame, because a headless window cannot be narrower than 500 px.
-    frame.write_text(f"""<iframe src="{page.as_uri()}" style="width: 360px; height: 640px; border: 0"
-onload="document.title = this.contentDocument.documentElement.scrollWidth + ' wide'"></iframe>""")
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    command += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'p'}"]
-    command += ["--allow-file-access-from-files", "--dump-dom", frame.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert re.search(r"<title>(\d+) wide</title>", dom)[1] in ("345", "360")  # with and without a scroll bar

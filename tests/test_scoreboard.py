@@ -42,3 +42,20 @@ def test_every_metric_says_what_it_is():
     for name, metric in scoreboard.METRICS.items():
         assert metric.label and metric.explanation.endswith("."), name
     assert len({metric.label for metric in scoreboard.METRICS.values()}) == len(scoreboard.METRICS)
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "says"),
+    [
+        ("asked", (0.03, -0.012, 0.0726), "+3.0 pts (-1.2 to +7.3)"),
+        ("asked", (-0.25, -0.4, -0.1), "-25 pts (-40 to -10)"),
+        ("asked", (0.0, -0.02, 0.02), "0.0 pts (-2.0 to +2.0)"),
+        ("bits_per_byte", (-0.0123, -0.0204, -0.0031), "-0.012 (-0.020 to -0.003)"),
+        ("kl_from_reference", (12.4, -30.0, 60.0), "+12 (-30 to +60)"),
+        ("asked", (0.1, 0.002, 0.4), "+10.0 pts (+0.2 to +40.0)"),  # the end is not 0
+        ("asked", (0.1, None, None), "+10 pts"),
+        ("asked", (None, None, None), ""),
+    ],
+)
+def test_differences_have_signs_and_as_many_digits_as_they_are_worth(name, found, says):
+    assert scoreboard.show_difference(name, dict(zip(("value", "low", "high"), found, strict=True))) == says

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from groundup.stats import bootstrap, difference, estimate, pass_at_k, wilson
+from groundup.stats import bootstrap, chance, combine, difference, estimate, holm, mcnemar, pass_at_k, wilson
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,7 @@ def test_ten_copies_of_each_value_are_no_evidence():
 def test_weights_make_a_ratio_of_sums():
     # every document has two nats a byte, whatever its length
     assert bootstrap([2, 20, 200], weights=[1, 10, 100]) == pytest.approx((2.0, 2.0))
+    assert estimate([2, 20, 200], weights=[1, 10, 100]) == pytest.approx({"value": 2.0, "low": 2.0, "high": 2.0, "n": 3})
 
 
 def test_bootstrap_covers():
@@ -116,3 +117,110 @@ def test_difference_is_paired():
     assert noisy["low"] < 0 < noisy["high"]
     with pytest.raises(ValueError):
         difference([1], [1, 2])
+
+
+def marks(both: int, only_a: int, only_b: int, neither: int) -> tuple[list[int], list[int]]:
+    return [1] * (both + only_a) + [0] * (only_b + neither), [1] * both + [0] * only_a + [1] * only_b + [0] * neither
+
+
+def test_difference_of_shares_on_the_same_items():
+    # Newcombe (1998), Statistics in Medicine 17, 2635, method 10
+    found = difference(*marks(36, 12, 2, 0))
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-5)
+    # two models that agree on every item: few items leave room for a difference
+    same = difference(*marks(150, 0, 0, 50))
+    assert same["low"] == pytest.approx(-same["high"]) and same["low"] < -0.01
+
+
+def test_difference_of_shares_on_different_items():
+    # Newcombe (1998), Statistics in Medicine 17, 873, method 10: 56/70 and 48/80
+    a, b = (estimate([1] * k + [0] * (n - k)) for k, n in ((56, 70), (48, 80)))
+    assert combine(a, b) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_difference_of_ratios_and_of_clusters():
+    bits, size = [2.0, 30.0, 100.0], [1, 10, 100]
+    found = difference([b + s for b, s in zip(bits, size, strict=True)], bits, weights=(size, size))
+    assert found == pytest.approx({"value": 1.0, "low": 1.0, "high": 1.0, "n": 3})  # one bit a byte more, in each document
+    assert difference([8, 8], [8, 8], weights=([2, 2], [4, 4]))["value"] == 2.0  # other tokens, other numbers of them
+    each = [random.Random(i).random() for i in range(40)]
+    facts = [i for i in range(40) for _ in range(10)]
+    many = [v for v in each for _ in range(10)]
+    wide, narrow = difference(many, [0.5] * 400, clusters=facts), difference(many, [0.5] * 400)
+    assert wide["high"] - wide["low"] > 2 * (narrow["high"] - narrow["low"])
+    # eight tries each at two problems: two observations
+    tries = difference([1] * 16, [0] * 16, clusters=[0] * 8 + [1] * 8)
+    assert tries["value"] == 1 and tries["low"] < 0.2
+    assert difference([0.5] * 20, [0] * 20)["low"] < 0.3  # ties, without exception
+
+
+def test_mcnemar():
+    # Fagerland, Lydersen and Laake (2013), BMC Medical Research Methodology 13:91: 1 and 7 discordant, exact p 0.0703
+    assert mcnemar(*marks(1, 1, 7, 12)) == (1, 7, pytest.approx(0.0703, abs=5e-5))
+    assert mcnemar(*marks(3, 0, 0, 4)) == (0, 0, 1.0) and mcnemar(*marks(0, 2, 2, 0))[2] == 1.0
+    assert mcnemar(*marks(0, 5, 0, 0))[2] == 2 / 32
+
+
+def test_chance_of_an_interval():
+    assert chance({"value": 0.5, "low": 0.0, "high": 9.0}) == pytest.approx(0.05, abs=1e-4)  # it just reaches 0
+    assert chance({"value": -0.5, "low": -9.0, "high": -0.25}) < 0.001
+    assert chance({"value": 0.0, "low": 0.0, "high": 0.0}) == 1 and chance({"value": 1.0, "low": 1.0, "high": 1.0}) == 0
+
+
+def test_holm():
+    # 0.01 <= 0.05 / 4, 0.015 <= 0.05 / 3, 0.03 > 0.05 / 2: the rest go with it
+    assert holm([0.03, 0.01, 0.04, 0.015]) == [False, True, False, True]
+    assert holm([0.02, 0.03]) == [True, True] and holm([]) == []
+
+
+def simulated(trial: int, n: int = 120, gain: float = 0.05) -> tuple[list[float], list[float]]:
+    """What two models got on the same items, of which some are hard and some easy; the second is right by `gain` more often."""
+    generator = random.Random(f"trial {trial}")  # of a text: small numbers make seeds that are alike
+    hard = [generator.random() * (1 - gain) for _ in range(n)]
+    return [float(generator.random() < h) for h in hard], [float(generator.random() < h + gain) for h in hard]
+
+
+def test_paired_interval_of_shares_covers_and_is_narrower():
+    covered, paired, unpaired = 0, 0.0, 0.0
+    for trial in range(1000):
+        a, b = simulated(trial)
+        found, (low, high) = difference(b, a), combine(estimate(b), estimate(a))
+        covered += found["low"] <= 0.05 <= found["high"]
+        paired, unpaired = paired + found["high"] - found["low"], unpaired + high - low
+    assert 930 <= covered <= 975  # of 1,000, with a standard error of 7
+    assert paired < 0.9 * unpaired
+
+
+def test_paired_interval_covers_where_two_models_hardly_differ():
+    """A bootstrap of the differences, which says nothing where there are none, covers in three of four such trials."""
+    covered = 0
+    for trial in range(300):
+        generator = random.Random(f"trial {trial}")
+        a = [float(generator.random() < 0.5) for _ in range(150)]
+        b = [1.0 if generator.random() < 0.02 else x for x in a]
+        found = difference(b, a)
+        covered += found["low"] <= 0.01 <= found["high"]
+    assert covered >= 280
+
+
+@pytest.mark.parametrize("kind", ["ratio", "clusters"])
+def test_paired_bootstrap_covers_and_is_narrower(kind):
+    """Bits per byte over documents of all lengths; tries at problems, eight each."""
+    covered, paired, unpaired, trials = 0, 0.0, 0.0, 60
+    for trial in range(trials):
+        generator = random.Random(f"trial {trial}")
+        if kind == "ratio":
+            weights = [generator.randint(20, 400) for _ in range(60)]
+            a = [w * generator.gauss(1, 0.2) for w in weights]
+            b = [x + w * generator.gauss(0.03, 0.05) for x, w in zip(a, weights, strict=True)]
+            how, alone, true = {"weights": (weights, weights)}, {"weights": weights}, 0.03
+        else:
+            problems = [i for i in range(60) for _ in range(8)]
+            share = [generator.random() * 0.9 for _ in range(60)]
+            a, b = ([float(generator.random() < share[i] + gain) for i in problems] for gain in (0, 0.1))
+            how, alone, true = {"clusters": problems}, {"clusters": problems}, 0.1
+        found, (low, high) = difference(b, a, **how), combine(estimate(b, **alone), estimate(a, **alone))
+        covered += found["low"] <= true <= found["high"]
+        paired, unpaired = paired + found["high"] - found["low"], unpaired + high - low
+    assert 53 <= covered <= 60  # 57 are expected, with a standard error of 1.7
+    assert paired < 0.7 * unpaired

@@ -9,7 +9,7 @@ import pytest
 from groundup import export
 from groundup.conversation import Speaker
 from groundup.errors import InputError
-from groundup.evaluation import EvaluationArguments
+from groundup.evaluation import EvaluationArguments, knows
 from groundup.suite import FILES, Suite, read_rows
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, BertForSequenceClassification
@@ -19,6 +19,19 @@ def test_rows_are_read_and_blank_lines_are_not(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n\n{"text": "two", "more": 1}\n')
     assert read_rows(str(path), ("text",), "documents") == [{"text": "one"}, {"text": "two", "more": 1}]
+
+
+def test_documents_may_be_a_folder_of_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\nstill one")
+    (tmp_path / "b.txt").write_text("two")
+    assert read_rows(str(tmp_path), FILES["documents"], "documents") == [{"text": "one\n\nstill one"}, {"text": "two"}]
+
+
+def test_questions_need_no_alternatives(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"prompt": "Who?", "answer": "Ada"}\n')
+    (row,) = read_rows(str(tmp_path / "q.jsonl"), FILES["questions"], "questions")
+    assert (knows("It was Ada.", True, row), knows("It was Bo.", True, row), knows("It was Ada.", False, row)) == (1, 0, 0)
+    assert knows("Ada or Bo.", True, row | {"alternatives": ["Bo"]}) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,17 @@
-from groundup.words import funnel, markdown, markdown_cell, show_bytes, show_count, show_processors, show_seconds
+import io
+
+import pytest
+from groundup.words import (
+    funnel,
+    markdown,
+    markdown_cell,
+    show_bytes,
+    show_clock,
+    show_count,
+    show_processors,
+    show_seconds,
+    visible,
+)
 
 
 def test_counts():
@@ -31,3 +44,14 @@ def test_funnel():
         funnel(1000, "documents", {"duplicate": 1, "contaminated": 20})
         == "1,000 documents -> 999 (duplicate: 1) -> 979 (contaminated: 20)"
     )
+
+
+def test_text_of_a_model_s_is_one_line_that_any_terminal_shows(monkeypatch):
+    assert visible("a\nb\tc\x1b[2Jd\u202ee\u2028\x9b é 漢") == "a⏎b\ufffdc\ufffd[2Jd\ufffde\ufffd\ufffd é 漢"
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert visible("é\n\x1b") == r"\xe9\u23ce\ufffd"
+
+
+@pytest.mark.parametrize(("seconds", "clock"), [(0, "0:00:00"), (59.6, "0:01:00"), (3725, "1:02:05"), (100 * 3600, "100:00:00")])
+def test_clock(seconds, clock):
+    assert show_clock(seconds) == clock

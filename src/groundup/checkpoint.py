@@ -90,12 +90,14 @@ def _sync_directory(directory: Path) -> None:
 
 def checkpoints(directory: str | Path) -> list[tuple[int, Path]]:
     """Step and path of each `checkpoint-N`, in order, whatever is in them."""
-    found = []
-    for path in Path(directory).glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and path.is_dir():
-            found.append((int(match[1]), path))
-    return sorted(found)
+    found = [(step_of(path), path) for path in Path(directory).glob("checkpoint-*") if path.is_dir()]
+    return sorted((step, path) for step, path in found if step is not None)
+
+
+def step_of(checkpoint: str | Path) -> int | None:
+    """The step that a checkpoint's name tells, `checkpoint-N` at the end of a path; None for another name."""
+    match = re.fullmatch(r"checkpoint-([0-9]+)", Path(checkpoint).name)
+    return int(match[1]) if match else None
 
 
 def newest_checkpoint(directory: str | Path, saved: int | None = None) -> tuple[str | None, list[str]]:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -143,6 +144,11 @@ def parse(types: Sequence[type], arguments: Sequence[str] | None = None) -> tupl
 
         if not torch.accelerator.is_available():
             arguments += ["--use_cpu", "true"]
+    if "report_to" in known and "report_to" not in values and "--report_to" not in arguments:
+        there = find_spec("trackio") is not None
+        arguments += ["--report_to", "trackio" if there else "none"]
+        if not there:
+            say_once("no curves are kept: pip install trackio, or write `report_to: none`")
     for name in [n for n, kind in known.items() if takes_mapping(kind) and f"--{n}" in arguments]:
         where = arguments.index(f"--{name}")
         text = " ".join(arguments[where + 1 : where + 2])
@@ -218,23 +224,23 @@ def run(main: Callable) -> None:
     except SystemExit as asked:
         if isinstance(asked, Preempted):
             why = STOP.asked or "another process of this run was asked to stop"
-            say_ending(f"{why}: {how_far()}")
+            say_once(f"{why}: {how_far()}")
             end(SAVED, why)
         elif Run.under_way:  # a library's or a reward function's: with whatever status, the run is not finished
             end(CRASHED, f"sys.exit({asked.code!r})")
             raise RuntimeError(f"sys.exit({asked.code!r}) in the middle of the run") from asked
         raise
     except KeyboardInterrupt:
-        say_ending(f"interrupted from the keyboard: {how_far()}")
+        say_once(f"interrupted from the keyboard: {how_far()}")
         end(INTERRUPTED, "interrupted from the keyboard")
         sys.exit(INTERRUPTED)
     except (InputError, RunError) as error:
-        say_ending(f"error: {error}")
+        say_once(f"error: {error}")
         end(error.status, str(error))
         sys.exit(error.status)
     except BaseException as error:
         if memory := out_of_memory(error, given):
-            say_ending(f"error: {memory}")
+            say_once(f"error: {memory}")
             end(CRASHED, str(memory))
             sys.exit(CRASHED)
         if lost_a_neighbour(error):  # its own traceback, if there was one, stands above
@@ -245,7 +251,7 @@ def run(main: Callable) -> None:
         raise
 
 
-def say_ending(text: str) -> None:
+def say_once(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
 

@@ -61,6 +61,7 @@ class RunArguments:
     silence_timeout: float = field(
         default=15.0, metadata={"help": "Seconds that another process on this machine may stand still; 0: any time."}
     )
+    show_samples: int = field(default=10, metadata={"help": "Times in a run that it is shown what the model says; 0: never."})
     license: str = field(default="apache-2.0", metadata={"help": "What the model card says of the model's licence."})
 
     def __post_init__(self):
@@ -68,6 +69,8 @@ class RunArguments:
             raise InputError(f"`max_skipped_steps: {self.max_skipped_steps}`", fix="write a number from 0")
         if self.silence_timeout < 0:
             raise InputError(f"`silence_timeout: {self.silence_timeout}`", fix="write seconds, or 0 for any time")
+        if self.show_samples < 0:
+            raise InputError(f"`show_samples: {self.show_samples}`", fix="write how often, or 0 for never")
 
 
 @dataclass

@@ -44,7 +44,7 @@ class Reply:
 
     def __iter__(self) -> Iterator[str]:
         streamer = TextIteratorStreamer(self.speaker.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        thread = threading.Thread(target=self._generate, args=(streamer,), daemon=True)
+        thread = threading.Thread(target=self._generate, args=(streamer,))  # no daemon: within PyTorch it would abort the process
         thread.start()
         try:
             yield from filter(None, streamer)
@@ -176,3 +176,10 @@ class Speaker:
             while turns and turns[0]["role"] != "user":
                 turns = turns[1:]
         raise InputError(f"the message is longer than the {room} tokens that `{self.name}` can read", fix="make it shorter")
+
+
+def short_names(models: list[str]) -> list[str]:
+    """Each path without what all of them begin with."""
+    paths = [path.rstrip("/") for path in models]
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else paths

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from groundup import answers, rewards, stats
+from groundup import answers, record, rewards, stats
 from groundup.chat import TURN_END
 from groundup.errors import InputError
 from groundup.generation import generate
@@ -19,16 +19,16 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 @dataclass
 class EvaluationArguments:
-    """What is measured; a file that is not named is a metric left out. All rows are JSON lines."""
+    """What is measured; a file that is not named is a metric left out. Rows are JSON lines, of `documents` any files."""
 
-    documents: str | None = field(default=None, metadata={"help": "Held-out text {text}: bits per byte."})
+    documents: str | None = field(default=None, metadata={"help": "Held-out text {text}, or a folder of .txt: bits per byte."})
     cloze: str | None = field(default=None, metadata={"help": "{prompt, choices, gold}: the likeliest choice, in plain text."})
     choices: str | None = field(
         default=None,
         metadata={"help": "{query, choices, gold}: the likeliest choice after a blank, in all and by length."},
     )
     questions: str | None = field(
-        default=None, metadata={"help": "{prompt, answer, alternatives, unasked}: asked in chat form, answered exactly."}
+        default=None, metadata={"help": "{prompt, answer}, maybe `alternatives` and `unasked`: asked in chat form."}
     )
     instructions: str | None = field(default=None, metadata={"help": "{prompt, answer}: the reply is the answer, to the letter."})
     preferences: str | None = field(
@@ -145,7 +145,19 @@ def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return int(length) if length < 1e9 else 2048
 
 
-# Each metric: rows in, one value an item out. `stats.estimate` makes value and interval of them.
+# Each metric: rows in, one value an item out. `figure` makes value and interval of them.
+
+
+def items_of(values: list[float], of: list, clusters: list[int] | None = None, weights: list[int] | None = None) -> dict:
+    """What each item gave, as it is kept beside a figure: two models asked the same, `of`, can be compared item by item."""
+    short = [int(value) if float(value).is_integer() else float(value) for value in values]
+    extra = {"clusters": clusters, "weights": weights}
+    return {"items_sha256": record.hash_items(of), "values": short, **{key: each for key, each in extra.items() if each}}
+
+
+def figure(values: list[float], of: list, clusters: list[int] | None = None, weights: list[int] | None = None) -> dict:
+    """`stats.estimate` of the values, and as `items` the values themselves."""
+    return {**stats.estimate(values, clusters, weights), "items": items_of(values, of, clusters, weights)}
 
 
 def bits_per_byte(model: Model, rows: list[dict]) -> dict[str, dict]:
@@ -164,12 +176,8 @@ def bits_per_byte(model: Model, rows: list[dict]) -> dict[str, dict]:
         tokens.append(len(ids))
     each = iter(model.log_likelihoods(pairs))
     bits = [-sum(next(each) for _ in range(pieces)) / math.log(2) for _, pieces in sizes]
-    per_byte = [size for size, _ in sizes]
-    result = {}
-    for name, units in (("bits_per_byte", per_byte), ("bits_per_token", tokens)):
-        low, high = stats.bootstrap(bits, weights=units)
-        result[name] = {"value": sum(bits) / sum(units), "low": low, "high": high, "n": len(rows)}
-    return result
+    weights = {"bits_per_byte": [size for size, _ in sizes], "bits_per_token": tokens}
+    return {name: figure(bits, rows, weights=units) for name, units in weights.items()}
 
 
 def cloze(model: Model, rows: list[dict]) -> list[float]:
@@ -192,7 +200,7 @@ def grade_rows(logps: list[float], rows: list[dict]) -> list[dict[str, float]]:
 
 def knows(reply: str, ended: bool, row: dict) -> float:
     """1 where a reply ends its turn and states the answer and none of the alternatives."""
-    return float(ended and answers.states(reply, row["answer"], row["alternatives"]))
+    return float(ended and answers.states(reply, row["answer"], row.get("alternatives", [])))
 
 
 def pair_accuracy(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], batch_size: int) -> list[float]:
@@ -266,11 +274,11 @@ def evaluate_causal(
         reference: that model, for the KL from it; None where it is the same, or speaks in other tokens.
 
     Returns:
-        `metrics`, `by_difficulty`, `samples` as they stand in eval.json.
+        `metrics`, `by_difficulty`, `samples` as they stand in eval.json; each figure with its `items`.
     """
     metrics: dict[str, Any] = {}
     samples: list[dict] = []
-    ended_all: list[float] = []
+    ended_all: list[tuple[float, dict]] = []
 
     graded: dict[str, tuple[list[dict], list[float]]] = {"problems": ([], []), "problems_pass_at_k": ([], [])}
 
@@ -279,7 +287,7 @@ def evaluate_causal(
         shown = list(zip(of, replies, strict=True))[: args.samples]
         samples.extend({"kind": kind, "prompt": row[key], "reply": reply} for row, (reply, _) in shown)
         if kind != "harder problem":  # `stops` stays comparable with results from before there were any
-            ended_all.extend(float(ended) for _, ended in replies)
+            ended_all.extend((float(ended), row) for row, (_, ended) in zip(of, replies, strict=True))
 
     def grade(name: str, problems: list[dict], solved: list[float]) -> None:
         """For the tables by difficulty, which span the files of problems."""
@@ -289,24 +297,24 @@ def evaluate_causal(
     if "documents" in rows:
         metrics.update(bits_per_byte(model, rows["documents"]))
     if "cloze" in rows:
-        metrics["cloze"] = stats.estimate(cloze(model, rows["cloze"]))
+        metrics["cloze"] = figure(cloze(model, rows["cloze"]), rows["cloze"])
     if "choices" in rows:
         marks = multiple_choice(model, rows["choices"])
         for name, kind in (("choices", "acc"), ("choices_norm", "acc_norm")):
-            metrics[name] = stats.estimate([mark[kind] for mark in marks])
+            metrics[name] = figure([mark[kind] for mark in marks], rows["choices"])
     if "questions" in rows:
         questions = rows["questions"]
         replies = model.replies([row["prompt"] for row in questions], args.max_new_tokens)
         known = [knows(reply, ended, row) for (reply, ended), row in zip(replies, questions, strict=True)]
-        metrics["asked"] = stats.estimate(known)
-        unasked = [value for value, row in zip(known, questions, strict=True) if row.get("unasked")]
+        metrics["asked"] = figure(known, questions)
+        unasked = [(value, row) for value, row in zip(known, questions, strict=True) if row.get("unasked")]
         if unasked:
-            metrics["unasked"] = stats.estimate(unasked)
+            metrics["unasked"] = figure(*map(list, zip(*unasked, strict=True)))
         keep("question", questions, replies, "prompt")
     if "instructions" in rows:
         replies = model.replies([row["prompt"] for row in rows["instructions"]], args.max_new_tokens)
         obeyed = [float(e and text == row["answer"]) for (text, e), row in zip(replies, rows["instructions"], strict=True)]
-        metrics["follows"] = stats.estimate(obeyed)
+        metrics["follows"] = figure(obeyed, rows["instructions"])
         keep("instruction", rows["instructions"], replies, "prompt")
     for name, metric, kind in (("problems", "problems", "problem"), ("harder", "problems_harder", "harder problem")):
         if name not in rows:
@@ -314,7 +322,7 @@ def evaluate_causal(
         problems = rows[name]
         replies = model.replies([row["question"] for row in problems], args.max_new_tokens)
         solved = rewards.correct_answer([reply for reply, _ in replies], [row["answer"] for row in problems])
-        metrics[metric] = stats.estimate(solved)
+        metrics[metric] = figure(solved, problems)
         grade("problems", problems, solved)
         keep(kind, problems, replies, "question")
         some = problems[: args.pass_at_k_problems]
@@ -323,18 +331,19 @@ def evaluate_causal(
         )
         right = rewards.correct_answer([reply for reply, _ in drawn], [row["answer"] for row in some for _ in range(args.k)])
         groups = list(in_batches(right, args.k))
-        metrics[f"{metric}_pass_at_k"] = stats.estimate([stats.pass_at_k(args.k, int(sum(g)), args.k) for g in groups])
-        metrics[f"{metric}_sampled"] = stats.estimate(right, clusters=[i for i in range(len(some)) for _ in range(args.k)])
+        asked = [args.k, *some]
+        metrics[f"{metric}_pass_at_k"] = figure([stats.pass_at_k(args.k, int(sum(g)), args.k) for g in groups], asked)
+        metrics[f"{metric}_sampled"] = figure(right, asked, clusters=[i for i in range(len(some)) for _ in range(args.k)])
         grade("problems_pass_at_k", some, [float(any(g)) for g in groups])
     if ended_all:
-        metrics["stops"] = stats.estimate(ended_all)
+        metrics["stops"] = figure(*map(list, zip(*ended_all, strict=True)))
     if args.taste and reference_replies is not None:
         taste, said = load_function(args.taste), sampled_replies(model, rows["questions"], args, seed=args.seed + 1)
         scores = [[taste(reply) if ended else -math.inf for reply, ended in side] for side in (said, reference_replies)]
-        metrics["true_win_rate"] = stats.estimate([wins(a, b) for a, b in zip(*scores, strict=True)])
+        metrics["true_win_rate"] = figure([wins(a, b) for a, b in zip(*scores, strict=True)], rows["questions"])
         if reference is not None:
             kl = kl_of_replies(model, reference, [row["prompt"] for row in rows["questions"]], said)
-            metrics["kl_from_reference"] = stats.estimate(kl)
+            metrics["kl_from_reference"] = figure(kl, rows["questions"])
     for name, found in metrics.items():
         found.update(how(name, model.template, args.seed))
     difficulty = {name: by_difficulty(*rows_and_values) for name, rows_and_values in graded.items() if rows_and_values[0]}

@@ -7,7 +7,7 @@ often a run that could have been told so before its first step.
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,16 @@ TOO_LONG, TOO_SELDOM_IN_FORMAT = 0.5, 0.5
 
 @dataclass
 class Tried:
-    """One prompt's completions: the first reward of each, was it in the format (None: no such reward), was it cut off."""
+    """One prompt's completions: the first reward of each, was it in the format (None: no such reward), was it cut off.
+
+    `by_chance` is the first reward by another prompt's answer, NaN where there is none: what guessing earns.
+    """
 
     difficulty: Any
     rewards: list[float]
     in_format: list[bool] | None
     cut_off: list[bool]
+    by_chance: list[float] = field(default_factory=list)
 
     @property
     def passed(self) -> list[bool]:
@@ -64,7 +68,7 @@ def try_out(trainer: GRPOTrainer, prompts: int) -> list[Tried]:
         for first in range(0, len(chosen), at_once):
             batch = [rows[i] for i in chosen[first : first + at_once]]
             repeated = [row for row in batch for _ in range(k)]
-            rewards, ended = trainer.dry_rollout(repeated[start : start + size])
+            rewards, ended, by_chance = trainer.dry_rollout(repeated[start : start + size])
             for n, row in enumerate(batch):
                 mine = slice(n * k, n * k + k)
                 tried.append(
@@ -73,6 +77,7 @@ def try_out(trainer: GRPOTrainer, prompts: int) -> list[Tried]:
                         rewards[mine, 0].tolist(),
                         None if form is None else (rewards[mine, form] > PASS).tolist(),
                         (~ended[mine]).tolist(),
+                        by_chance[mine].tolist(),
                     )
                 )
     return tried[: min(prompts, len(asked))]
@@ -81,12 +86,11 @@ def try_out(trainer: GRPOTrainer, prompts: int) -> list[Tried]:
 def summarise(tried: Sequence[Tried]) -> dict[str, Any]:
     """Shares with 95 % intervals, in all and by difficulty, and whether there is a signal to learn from."""
 
+    def share(lists: list[list[bool]]) -> dict[str, Any]:  # completions to one prompt are not independent
+        labels = [n for n, values in enumerate(lists) for _ in values]
+        return stats.estimate([float(value) for values in lists for value in values], clusters=labels)
+
     def line(some: Sequence[Tried]) -> dict[str, Any]:
-        labels = [n for n, one in enumerate(some) for _ in one.passed]
-
-        def share(lists: list[list[bool]]) -> dict[str, Any]:  # completions to one prompt are not independent
-            return stats.estimate([float(value) for values in lists for value in values], clusters=labels)
-
         found = {
             "pass_at_1": share([one.passed for one in some]),
             "pass_at_k": stats.estimate([float(any(one.passed)) for one in some]),
@@ -95,8 +99,13 @@ def summarise(tried: Sequence[Tried]) -> dict[str, Any]:
         }
         if some[0].in_format is not None:
             found["in_format"] = share([one.in_format or [] for one in some])
+        for_others = [[reward > PASS for reward in one.by_chance if not math.isnan(reward)] for one in some]
+        if reads_answers and any(for_others):
+            found["by_chance"] = share(for_others)
         return found
 
+    pairs = [pair for one in tried for pair in zip(one.rewards, one.by_chance, strict=False) if not math.isnan(pair[1])]
+    reads_answers = any((mine > PASS) != (other > PASS) for mine, other in pairs)  # a reward for length, say, does not
     levels = sorted({one.difficulty for one in tried if one.difficulty is not None}, key=lambda level: (str(type(level)), level))
     return {
         "prompts": len(tried),
@@ -108,7 +117,7 @@ def summarise(tried: Sequence[Tried]) -> dict[str, Any]:
 
 def advice(found: dict[str, Any]) -> list[str]:
     """What to do about a reward that would stay flat, the likeliest cause first."""
-    line, said = found["all"], []
+    line, said = found["all"], guessed(found)
     share = {name: line[name]["value"] for name in line}
     if share["cut_off"] > TOO_LONG:
         said.append(
@@ -121,6 +130,15 @@ def advice(found: dict[str, Any]) -> list[str]:
     else:
         said.append("nearly nothing is solved: take easier problems, show solutions first (SFT), or raise `num_generations`")
     return said
+
+
+def guessed(found: dict[str, Any]) -> list[str]:
+    """What to say where completions are no better for the prompt they answer than for another."""
+    mine, others = found["all"]["pass_at_1"], found["all"].get("by_chance")
+    if others is None or mine["low"] > others["value"]:
+        return []
+    what = f"what passes may be guessed: {mine['value']:.1%} is right, and {others['value']:.1%} would be for another prompt"
+    return [f"{what}; show solutions first (SFT), or take problems with more different answers"]
 
 
 class Gate(TrainerCallback):
@@ -141,12 +159,14 @@ class Gate(TrainerCallback):
             return
         found = summarise(tried)
         signal = found["all"]["mixed"]["value"] >= self.args.gate_min_mixed
-        found |= {"signal": signal, "advice": [] if signal else advice(found)}
+        found |= {"signal": signal, "advice": guessed(found) if signal else advice(found)}
         if state.is_world_process_zero:
             record.write_json(self.directory / record.GATE, found)
             for row in scoreboard.gate_table(found):
                 print("gate: " + "".join(cell.rjust(16) for cell in row), flush=True)
         if signal:
+            if state.is_world_process_zero:
+                print("".join(f"gate: {line}\n" for line in found["advice"]), end="", flush=True)
             return
         what = f"{found['all']['mixed']['value']:.0%} of {found['prompts']} prompts have completions that pass and others that fail"
         if not self.args.force:

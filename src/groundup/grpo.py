@@ -216,8 +216,10 @@ class GRPOTrainer(trl.GRPOTrainer):
 
     # -- looking before leaping
 
-    def _calculate_rewards(self, *args, **kwargs):
-        rewards = super()._calculate_rewards(*args, **kwargs)  # gathered: (world x B, functions)
+    def _calculate_rewards(self, inputs, *said):
+        if self._dry:
+            self._by_chance = self._graded_by_others(inputs, *said)
+        rewards = super()._calculate_rewards(inputs, *said)  # gathered: (world x B, functions)
         faulty = rewards.new_zeros(len(rewards) // self.accelerator.num_processes, dtype=torch.bool)
         for function, weight in zip(self.reward_funcs, self.reward_weights.tolist(), strict=True):
             if weight:
@@ -227,19 +229,31 @@ class GRPOTrainer(trl.GRPOTrainer):
         self._rewards = rewards.masked_fill(self._faulty.unsqueeze(1), torch.nan)
         return self._rewards
 
+    def _graded_by_others(self, inputs: list[dict], *said) -> torch.Tensor:
+        """The first reward of each completion by the answer to the next prompt, (world x B,); NaN where that is the same."""
+        k, answers = self.num_generations, [row.get("answer") for row in inputs]
+        others = answers[k:] + answers[:k]
+        apart = [None not in pair and pair[0] != pair[1] for pair in zip(answers, others, strict=True)]
+        swapped = [row | {"answer": other} for row, other in zip(inputs, others, strict=True)]
+        tested = self.accelerator.gather(torch.tensor(apart, device=self.accelerator.device))
+        if isinstance(self.reward_funcs[0], torch.nn.Module) or not tested.any():
+            return torch.full(tested.shape, torch.nan)
+        return super()._calculate_rewards(swapped, *said)[:, 0].masked_fill(~tested, torch.nan)
+
     @torch.no_grad()
-    def dry_rollout(self, inputs: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    def dry_rollout(self, inputs: list[dict]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Completions of this process's `inputs`, as a step would draw them, and nothing learned.
 
         Returns:
-            Of all processes together: rewards (N, functions), and whether each ended its turn (N,), both on the CPU.
+            Of all processes together, on the CPU: rewards (N, functions); whether each ended its turn (N,); and the first reward of
+            each by another prompt's `answer` (N,), NaN where there is no other.
         """
         self._dry = True
         try:
             batch = self._generate_and_score_completions(inputs)
         finally:
             self._dry = False
-        return self._rewards.cpu(), self.accelerator.gather(self._ended(batch)).cpu()
+        return self._rewards.cpu(), self.accelerator.gather(self._ended(batch)).cpu(), self._by_chance.cpu()
 
     def _totals(self) -> torch.Tensor:
         """The weighted rewards of the last rollout's completions, of all processes, (N,); one that does not apply is 0."""

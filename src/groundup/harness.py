@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness (`pip install 'groundup[eval]'`): its questions, examples and grading, on our own likelihoods."""
 
 import logging
+import math
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from groundup import stats
 from groundup.errors import InputError
-from groundup.evaluation import EvaluationArguments, Model
+from groundup.evaluation import EvaluationArguments, Model, items_of
 from groundup.multiple_choice import encode_pairs, score
 from groundup.sources import HUB_ERRORS
 from lm_eval.defaults import DEFAULT_OTHER_SEED
@@ -127,15 +128,26 @@ class Tasks:
                 metric, comma, kind = key.partition(",")
                 if not comma or metric.endswith("_stderr") or task in parts or not isinstance(value, (int, float)):
                     continue
-                values = [s[metric] for s in found["samples"].get(task, []) if s["filter"] == kind and metric in s]
+                samples = self._samples(task, metric, kind, found)
+                values = [sample[metric] for sample in samples]
+                mean = sum(values) / len(values) if values and all(isinstance(v, (int, float)) for v in values) else None
                 name = f"{task}/{metric}" + f",{kind}" * (kind != "none")
                 metrics[name] = {
-                    **interval(float(value), results.get(f"{metric}_stderr,{kind}"), values),
+                    **interval(float(value), results.get(f"{metric}_stderr,{kind}"), values if task in found["samples"] else []),
                     "n": results["sample_len"],
                     "higher_is_better": found["higher_is_better"].get(task, {}).get(metric),
                     **self._how(task, model, found),
                 }
+                if mean is not None and math.isclose(mean, value):  # not a mean of parts' means, a perplexity, BLEU, ...
+                    metrics[name]["items"] = items_of(values, [sample["doc_hash"] for sample in samples])
         return metrics
+
+    def _samples(self, task: str, metric: str, kind: str, found: dict) -> list[dict]:
+        """The items of a task, or of all tasks of a group."""
+        group = self.loaded["groups"].get(task)
+        names = [part.task_name for part in group.get_all_tasks()] if group else [task]
+        samples = [sample for name in names for sample in found["samples"].get(name, [])]
+        return [sample for sample in samples if sample["filter"] == kind and metric in sample]
 
     def _how(self, task: str, model: Model, found: dict) -> dict[str, Any]:
         config = found["configs"].get(task, {})

@@ -14,18 +14,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
-try:
-    import httpx2 as httpx
-except ImportError:  # huggingface_hub 1
-    import httpx
 from groundup import record
-from groundup.checkpoint import MANIFEST, checkpoints, damage
+from groundup.checkpoint import MANIFEST, checkpoints, damage, step_of
 from groundup.errors import InputError, RunError
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import parse_ratelimit_headers
-from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils import _http, parse_ratelimit_headers
 
+httpx = getattr(_http, "httpx2", None) or _http.httpx  # huggingface_hub 1 has the latter, and both may be installed
 SILENCE = 120.0  # seconds without a byte after which the Hub is taken to be gone; the client's own default is to wait for ever
 WAITS = (1, 4, 16)  # seconds before each further try, where the Hub names none
 LONGEST_WAIT = 600.0  # seconds that are waited when it does
@@ -198,8 +194,9 @@ class Repository:
             what = "the finished model"
         else:
             folders = {name.partition("/")[0] for name in names if name.endswith(f"/{MANIFEST}")}
+            steps = {name: -1 if name == LATEST else step_of(name) for name in folders}
             damaged = []
-            for folder in sorted(folders, key=lambda name: int(name.rpartition("-")[2]) if name != LATEST else -1, reverse=True):
+            for folder in sorted((name for name in steps if steps[name] is not None), key=steps.get, reverse=True):
                 if wrong := damage(bring(f"{folder}/*") / folder):
                     damaged.append(f"{folder}: {wrong}")
                     continue
@@ -256,7 +253,7 @@ class Pushing:
             files |= {f"{name}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*")) if path.is_file()}
         else:
             files |= model_files(folder)
-        step = folder.name.rpartition("-")[2]
+        step = step_of(folder)
 
         def send() -> None:
             try:
@@ -285,7 +282,7 @@ class Pushing:
 
 
 def _patient_client() -> httpx.Client:
-    client = default_client_factory()  # not public, and no other way keeps its hooks: offline mode, request ids
+    client = _http.default_client_factory()  # not public, and no other way keeps its hooks: offline mode, request ids
     client.timeout = SILENCE
     return client
 

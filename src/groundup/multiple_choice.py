@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 Pair = tuple[list[int], list[int]]  # the tokens of a context, which has some, and of its continuation
 MOST = 1 << 27  # logits, or entries of a mask, at a time: half a gigabyte in float32
 PADDED = 1.1  # times the shortest question of a batch, and some tokens, that its longest may take
+CACHED = 1536  # tokens at a time on a CPU, with 4,000 logits for each: what a layer makes of more leaves its caches
 
 
 class Scored(NamedTuple):
@@ -141,9 +142,11 @@ def _score(model: torch.nn.Module, pairs: list[Pair], batch_size: int, longest: 
 
 def _batches(questions: list[Question], size: int, model: torch.nn.Module) -> Iterator[list[Question]]:
     vocabulary, batch, read = model.get_input_embeddings().num_embeddings, [], 0
+    tokens, logits = (CACHED, 4000 * CACHED) if model.device.type == "cpu" else (MOST, MOST)
     for question in questions:
         more = sum((len(choice) + 1) * len(answers) for choice, answers in question.choices.items())
-        full = max((read + more) * vocabulary, (len(batch) + 1) * question.size**2) > MOST
+        rows = len(batch) + 1
+        full = (read + more) * vocabulary > logits or rows * question.size > tokens or rows * question.size**2 > MOST
         if batch and (full or len(batch) == size or question.size > PADDED * (batch[0].size + 8)):
             yield batch
             batch, read = [], 0
@@ -187,8 +190,9 @@ def _score_batch(model: torch.nn.Module, batch: list[Question], pairs: list[Pair
         logits = model(input_ids=tensor(ids), use_cache=False, **known).logits[0]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (places, vocabulary)
     read, target = tensor(reads), tensor(targets)
-    logps = (logits[read, target] - logits.logsumexp(-1)[read]).cpu().split(sizes)
-    greedy = (logits.argmax(-1)[read] == target).cpu().split(sizes)
+    likeliest = logits[read, target] == logits.amax(-1)[read]
+    likeliest[likeliest.clone()] &= logits[read[likeliest]].argmax(-1) == target[likeliest]  # of equals the first, as argmax has it
+    logps, greedy = (found.cpu().split(sizes) for found in (logits.log_softmax(-1)[read, target], likeliest))
     return [(i, Scored(sum(p.tolist()), bool(g.all()))) for i, p, g in zip(numbers, logps, greedy, strict=True)]
 
 

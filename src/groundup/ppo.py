@@ -243,16 +243,17 @@ class PPOTrainer(GRPOTrainer):
                 rewards = whiten(rewards, mask, shift_mean=False)
             advantages, returns = gae(rewards, values, mask, args.gamma, args.lam)
             batch["values"], batch["returns"], batch["advantages"] = values, returns, whiten(advantages, mask)
+            measured = {} if ref is None else {"objective/kl": kl.sum(1).mean()}  # without a price there is no reference to ask
             means = self._note(
                 {
-                    "objective/kl": kl.sum(1).mean(),
+                    **measured,
                     "objective/score": scores.mean(),
                     "objective/returns": masked_mean(returns, mask),
                     "explained_variance": explained_variance(values, returns, mask),
                     "ended": ended.mean(),
                 }
             )
-        if args.kl_target:
+        if args.kl_target and measured:
             completions = mask.size(0) * self.accelerator.num_processes
             self.kl_coef = adapted_kl_coef(self.kl_coef, means["objective/kl"], args.kl_target, completions, args.kl_horizon)
             self._metrics["train"]["kl_coef"].append(self.kl_coef)

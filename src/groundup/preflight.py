@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "allow_change",
     "max_skipped_steps",
     "silence_timeout",
+    "show_samples",
     "max_faulty_share",  # a run that a limit has stopped goes on with another
     "reward_timeout",
 )

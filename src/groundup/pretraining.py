@@ -232,17 +232,18 @@ class PretrainTrainer(Trainer):
         self._since, self._since_step = time.perf_counter(), None
         return super().train(*args, **kwargs)
 
-    def _pausing(self, function, *args, **kwargs):
+    def pausing(self, function, *args, **kwargs):
+        """Call `function` while the clock of tokens a second stands."""
         start = time.perf_counter()
         result = function(*args, **kwargs)
         self._paused += time.perf_counter() - start
         return result
 
     def evaluate(self, *args, **kwargs):
-        return self._pausing(super().evaluate, *args, **kwargs)
+        return self.pausing(super().evaluate, *args, **kwargs)
 
     def _save_checkpoint(self, *args, **kwargs):
-        return self._pausing(super()._save_checkpoint, *args, **kwargs)
+        return self.pausing(super()._save_checkpoint, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

@@ -11,7 +11,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -23,6 +23,7 @@ from groundup.errors import InputError
 SCHEMA = 1
 FILE = "run.json"
 EVALUATION = "eval.json"
+ITEMS = "eval_items.json"  # what each item of each figure there gave
 GATE = "gate.json"  # what GRPO's prompts came to before its first step
 PACKAGES = ("groundup", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
 
@@ -114,6 +115,31 @@ def read(directory: str | Path) -> dict | None:
 def read_evaluation(directory: str | Path) -> dict | None:
     """`eval.json` of a stage directory, None if it has not been evaluated."""
     return _known_schema(Path(directory) / EVALUATION)
+
+
+def write_evaluation(directory: str | Path, evaluation: dict) -> Path:
+    """Write `eval.json`, making the directory where needed, and before it the `items` of its figures into `eval_items.json`.
+
+    They are apart because they are many, and compact: no line each.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    figures = evaluation["metrics"]
+    items = {name: figure["items"] for name, figure in figures.items() if "items" in figure}
+    said = {name: {key: value for key, value in figure.items() if key != "items"} for name, figure in figures.items()}
+    kept = {"schema": SCHEMA, "weights_sha256": evaluation.get("weights_sha256"), "metrics": items}
+    write_text(directory / ITEMS, json.dumps(plain(kept), separators=(",", ":"), allow_nan=False) + "\n")
+    return write_json(directory / EVALUATION, {"schema": SCHEMA, **evaluation, "metrics": said})
+
+
+def read_items(directory: str | Path) -> dict[str, dict[str, Any]]:
+    """By metric, what `write_evaluation` kept of items; empty where a figure, or the directory, has none."""
+    return (_known_schema(Path(directory) / ITEMS) or {}).get("metrics") or {}
+
+
+def hash_items(items: Iterable[Any]) -> str:
+    """sha256 of what was asked, in order: figures with the same were measured on the same items."""
+    return hashlib.sha256(json.dumps(plain(list(items)), sort_keys=True).encode()).hexdigest()
 
 
 def update(directory: str | Path, **fields: Any) -> dict:
@@ -238,13 +264,14 @@ def lineage(directory: str | Path) -> list[dict[str, Any]]:
     ]
 
 
-def verify(directory: str | Path) -> list[str]:
+def verify(directory: str | Path, hashes: Callable[[Path], dict[str, str | None]] = hashes) -> list[str]:
     """What does not belong together in a finished stage directory, a line each; nothing when all does.
 
     Its files are held against its record, its tokenizer against the model's vocabulary, its evaluation against its weights, and
-    each ancestor that is still there against the hashes that its child wrote down when it read it.
+    each ancestor that is still there against the hashes that its child wrote down when it read it. Whoever verifies several rungs
+    passes `hashes` with a memory, so that no file is read twice.
     """
-    (own, directory, record), *ancestors = _ancestry(directory)
+    (own, directory, record), *ancestors = _ancestry(directory, hashes)
     if record.get("status") != "finished":
         return [f"{directory}: " + (f"its run is {record.get('status')}" if record else f"there is no {FILE}")]
     wrong = [f"{directory}: no {what[:-7]} there" for what in ("weights_sha256", "tokenizer_sha256") if own[what] is None]
@@ -282,7 +309,7 @@ def _vocabulary(directory: Path) -> int | None:
     return Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab_size()
 
 
-def _ancestry(directory: str | Path) -> Iterator[tuple[dict[str, Any], Path | None, dict[str, Any]]]:
+def _ancestry(directory: str | Path, hashes: Callable = hashes) -> Iterator[tuple[dict[str, Any], Path | None, dict[str, Any]]]:
     """The directory, its parent, ...: path and hashes as its child knows them, where it is now, and its record."""
     seen = set()
     here: Path | None = Path(directory)

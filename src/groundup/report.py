@@ -3,16 +3,20 @@
 Reads what the rungs left in their directories (`run.json`, `eval.json`, `trainer_state.json`); no rung knows about it.
 """
 
+import itertools
 import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from groundup import record, scoreboard
-from groundup.curves import draw, read_curves
+from groundup.curves import CURVES, ROLLOUTS, chart, curves, not_finite, read_history
+from groundup.diagnostics import diagnose, telling
 from groundup.errors import InputError
-from groundup.words import is_number, markdown, markdown_cell, show_bytes, show_count, show_processors, show_seconds
-from jinja2 import Environment, FileSystemLoader
+from groundup.lineage import describe, say, tree
+from groundup.page import render
+from groundup.results import bases, compare, cost, has_overlap, headlines, markdown_table, parent_of, say_k
+from groundup.words import is_number, show_bytes, show_count, show_processors, show_seconds
 
 RUNGS = {
     "tokenizer": "text is cut into pieces",
@@ -24,9 +28,11 @@ RUNGS = {
     "ppo": "learns what is liked, from the reward model",
     "grpo": "learns to reason, from right answers",
 }
+PROMPTS, CHARACTERS = 40, 500_000  # shown of what the models said: a report can be sent
 FROM_RECORD = ("status", "parent", "started", "seconds", "tokens", "flops", "parameters", "world_size", "command", "git_commit")
-FROM_RECORD += ("versions", "hardware", "config", "plan", "peak_memory_bytes", "prepared")
-HEADLINES = ("bits_per_byte", "asked", "true_win_rate", "problems")
+FROM_RECORD += ("versions", "hardware", "config", "plan", "peak_memory_bytes", "prepared", "weights_sha256")
+
+
 # Collecting ----------------------------------------------------------------------------------------------------------
 
 
@@ -52,7 +58,7 @@ def collect(run_dir: str | Path) -> dict[str, Any]:
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "synthetic": any(record.is_synthetic(rung["data"]) for rung in rungs),
         "metrics": metrics,
-        "warnings": _warnings(rungs),
+        "warnings": _warnings(rungs, run_dir),
         "rungs": rungs,
     }
 
@@ -78,104 +84,49 @@ def _read_rung(directory: Path) -> dict[str, Any] | None:
     }
 
 
-def _parent_of(rung: dict, rungs: list[dict]) -> dict | None:
-    """The rung of this run whose directory the rung's parent path names."""
-    path = (rung["parent"] or {}).get("path")
-    return next((other for other in rungs if path and other["name"] == Path(path).name and other is not rung), None)
-
-
-def _warnings(rungs: list[dict]) -> list[str]:
+def _warnings(rungs: list[dict], run_dir: Path) -> list[str]:
     found = []
     for rung in rungs:
         if rung["status"] in ("running", "interrupted", "failed"):
             found.append(f"{rung['name']} is {rung['status']}: its numbers are not final.")
-        parent = _parent_of(rung, rungs)
+        parent = parent_of(rung, rungs)
         if parent and (parent["started"] or "") > (rung["started"] or "~"):
             found.append(f"{parent['name']} was trained again after {rung['name']} had read it: not one ladder.")
+        if lost := not_finite(read_history(run_dir / rung["name"])):
+            found.append(f"{rung['name']} logged what is no number: {', '.join(lost)}.")
     return found
 
 
-# Comparing -----------------------------------------------------------------------------------------------------------
-
-
-def _compare(report: dict) -> list[dict[str, Any]]:
-    """One entry per metric, with a cell per rung: value, interval, best or not, change from the rung it grew from."""
-    rungs = report["rungs"]
-    table = []
-    for name in report["metrics"]:
-        metric = scoreboard.metric(name)
-        results = [scoreboard.measured(rung["metrics"].get(name)) for rung in rungs]
-        values = [value for value, _, _ in results if value is not None]
-        if not values:
-            continue
-        sizes = [abs(number) for result in results for number in result if number is not None]
-        top = 1.0 if metric.share else max(sizes)
-        best = None
-        if metric.better and len(values) > 1:
-            best = max(values) if metric.better == "higher" else min(values)
-        cells = []
-        for rung, (value, low, high) in zip(rungs, results, strict=True):
-            cell = {"rung": rung["name"], "text": None}
-            if value is not None:
-                text, _, interval = scoreboard.show_metric(name, rung["metrics"][name]).partition(" (")
-                low, high = (value, value) if low is None or high is None else (low, high)
-                bar = [round(min(max(x / (top or 1), 0), 1), 4) for x in (value, low, high)]
-                cell |= {"text": text, "interval": interval.rstrip(")"), "bar": bar, "best": value == best}
-                cell |= {"n": rung["metrics"][name].get("n"), "change": _change(name, rung, rungs)}
-                cell["overlap"] = scoreboard.show_overlap(rung["metrics"][name])
-            cells.append(cell)
-        label, explanation = _say_k(metric.label, report), _say_k(metric.explanation, report)
-        table.append({"name": name, "label": label, "explanation": explanation, "metric": metric, "cells": cells})
-    return table
-
-
-def _change(name: str, rung: dict, rungs: list[dict]) -> dict[str, Any] | None:
-    """From the nearest ancestor that has the metric; without one, from the rung before that has it."""
-    base, seen = _parent_of(rung, rungs), []
-    while base and base not in seen and scoreboard.measured(base["metrics"].get(name))[0] is None:
-        seen.append(base)
-        base = _parent_of(base, rungs)
-    if base is None or base in seen:
-        before = rungs[: rungs.index(rung)]
-        base = next((r for r in reversed(before) if scoreboard.measured(r["metrics"].get(name))[0] is not None), None)
-    if base is None:
-        return None
-    metric = scoreboard.metric(name)
-    value, low, high = scoreboard.measured(rung["metrics"][name])
-    old, old_low, old_high = scoreboard.measured(base["metrics"][name])
-    difference = value - old
-    size = f"{100 * abs(difference):.0f} pts" if metric.share else f"{abs(difference):.2f}"
-    size = "1 pt" if size == "1 pts" else size
-    if float(size.split()[0]) == 0:
-        return {"text": "no change", "base": base["name"], "kind": "same"}
-    overlap = None not in (low, high, old_low, old_high) and low <= old_high and old_low <= high
-    kind = "same" if metric.better is None else "gain" if (difference > 0) == (metric.better == "higher") else "loss"
-    text = f"{'▲' if difference > 0 else '▼'} {size}"
-    return {"text": text, "base": base["name"], "kind": kind, "overlap": overlap}
-
-
-def _say_k(text: str, report: dict) -> str:
-    """`any of k` with the k that all evaluations share."""
-    ks = {(rung["evaluation"].get("settings") or {}).get("k") for rung in report["rungs"]} - {None}
-    return text.replace("any of k", f"any of {ks.pop()}") if len(ks) == 1 else text
+# Telling -------------------------------------------------------------------------------------------------------------------
 
 
 def _prompts(rungs: list[dict]) -> list[dict[str, Any]]:
-    """Each prompt once, in order of appearance, with every evaluated rung's reply (None where it was not asked)."""
+    """The first PROMPTS, once each, with every evaluated rung's reply (None where it was not asked), all within CHARACTERS."""
     replies: dict[tuple[str, str], dict[str, str]] = {}
     for rung in rungs:
         for sample in rung["samples"]:
             key = (_text(sample.get("kind") or ""), _text(sample.get("prompt")))
             replies.setdefault(key, {})[rung["name"]] = _text(sample.get("reply"))
     asked = [rung["name"] for rung in rungs if rung["samples"]]
+    shown = list(replies.items())[:PROMPTS]
+    longest = max(200, min(4000, CHARACTERS // max(1, len(shown) * (1 + len(asked)))))
     return [
-        {"kind": kind, "prompt": prompt, "replies": [(name, found.get(name)) for name in asked]}
-        for (kind, prompt), found in replies.items()
+        {
+            "kind": kind,
+            "prompt": _cut(prompt, longest),
+            "replies": [(name, found.get(name) and _cut(found[name], longest)) for name in asked],
+        }
+        for (kind, prompt), found in shown
     ]
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cut(text: str, longest: int) -> str:
+    more = len(text) - longest
+    return text if more <= 0 else f"{text[:longest]} [... {more:,} more characters in {record.EVALUATION}]"
 
 
 def _difficulty(report: dict) -> list[dict[str, Any]]:
@@ -188,12 +139,12 @@ def _difficulty(report: dict) -> list[dict[str, Any]]:
             cells = [(scoreboard.show_metric(name, results.get(x)), scoreboard.measured(results.get(x))[0]) for x in levels]
             if results:
                 rows.append((rung, cells))
-        tables.append({"label": _say_k(scoreboard.metric(name).label, report), "levels": levels, "rows": rows})
+        tables.append({"label": say_k(scoreboard.metric(name).label, report), "levels": levels, "rows": rows})
     return tables
 
 
 def _predictions(rungs: list[dict]) -> list[list[str]]:
-    """What was foreseen beside what was found: rung, what, prediction, fact and their ratio, for each figure that has both."""
+    """What was foreseen beside what was found: rung, what, prediction, fact and how far off, for each figure that has both."""
     lines = []
     for rung in rungs:
         plan = rung["plan"] or {}
@@ -204,8 +155,13 @@ def _predictions(rungs: list[dict]) -> list[list[str]]:
         )
         for what, foreseen, fact, show in figures:
             if rung["status"] == "finished" and is_number(foreseen) and is_number(fact) and fact > 0:
-                lines.append([rung["name"], what, show(foreseen), show(fact), f"{foreseen / fact:.2f}"])
+                lines.append([rung["name"], what, show(foreseen), show(fact), _say_ratio(foreseen / fact)])
     return lines
+
+
+def _say_ratio(ratio: float) -> str:
+    percent = round(100 * (ratio - 1))
+    return f"{percent} % too high" if percent > 0 else f"{-percent} % too low" if percent < 0 else "right to 1 %"
 
 
 def _preparation(rungs: list[dict]) -> list[list[str]]:
@@ -238,8 +194,8 @@ def _preparation(rungs: list[dict]) -> list[list[str]]:
     return lines
 
 
-def _environments(rungs: list[dict]) -> list[dict[str, str]]:
-    """Machine and versions, once for all rungs that share them."""
+def _environments(rungs: list[dict]) -> list[list[str]]:
+    """Rungs, machine and versions, once for all rungs that share them."""
     groups: dict[tuple[str, str], list[str]] = {}
     for rung in rungs:
         hardware, versions = rung["hardware"] or {}, rung["versions"] or {}
@@ -247,7 +203,7 @@ def _environments(rungs: list[dict]) -> list[dict[str, str]]:
             libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
             processes = f", {rung['world_size']} processes" if (rung["world_size"] or 1) > 1 else ""
             groups.setdefault((show_hardware(hardware) + processes, libraries), []).append(rung["name"])
-    return [{"rungs": ", ".join(names), "machine": key[0], "versions": key[1]} for key, names in groups.items()]
+    return [[", ".join(names), *key] for key, names in groups.items()]
 
 
 # Words ---------------------------------------------------------------------------------------------------------------
@@ -259,20 +215,17 @@ def show_hardware(hardware: dict) -> str:
     return ", ".join(show_processors(hardware) + memory + machine)
 
 
+def _says(rung: dict) -> str:
+    """What the rung teaches, in a few words."""
+    judged = any("model" in spec for spec in (rung["config"] or {}).get("rewards") or [])  # by a reward model, GRPO too
+    return RUNGS["ppo"] if judged else RUNGS.get(rung["rung"], "")
+
+
 def _story(report: dict) -> str:
     rungs = report["rungs"]
     seconds = sum(rung["seconds"] for rung in rungs if is_number(rung["seconds"]))
     ladder = " → ".join(rung["name"] for rung in rungs)
     return f"{ladder}." + (f" {show_seconds(seconds)} of training in all." if seconds else "")
-
-
-def _provenance(item: dict) -> str:
-    """`sha256 1f2e..., 1,200 rows, 3 dropped, 80 k tokens` for one entry of `data`."""
-    parts = [f"sha256 {item['sha256'][:12]}"] if item.get("sha256") else []
-    parts += [f"revision {item['revision'][:12]}"] if item.get("revision") else []
-    counts = {**item, "dropped": sum((item.get("dropped") or {}).values())}
-    parts += [f"{counts[key]:,} {key}" for key in ("rows", "kept", "dropped") if counts.get(key)]
-    return ", ".join(parts + ([f"{show_count(item['tokens'])} tokens"] if item.get("tokens") else []))
 
 
 NOTE = "toyland is a synthetic world generated from a seed: its people, places and problems are invented."
@@ -285,74 +238,38 @@ def write_report(run_dir: str | Path) -> Path:
     """Write `report.json`, `report.md` and `report.html` in the run directory; returns the path of the last."""
     run_dir = Path(run_dir)
     report = record.plain(collect(run_dir))
-    table = _compare(report)
+    rungs, table = report["rungs"], compare(report)
+    histories = {rung["name"]: telling(rung, read_history(run_dir / rung["name"])) for rung in rungs}
+    # Rollouts' curves stand with the rest of what is known of a rollout, the others by title, so that rungs can be compared.
+    charts = chart({name: curves(history, CURVES | ROLLOUTS) for name, history in histories.items()})
+    plain = sorted((c for c in charts if c.title in CURVES), key=lambda c: list(CURVES).index(c.title))
+    diagnoses = filter(None, (diagnose(rung, histories[rung["name"]], table) for rung in rungs))
     words = {
         "report": report,
         "table": table,
+        "marked": has_overlap(table),
+        "overlap": scoreboard.OVERLAP,
         "story": _story(report),
         "note": NOTE if report["synthetic"] else "",
-        "environments": _environments(report["rungs"]),
-        "predictions": _predictions(report["rungs"]),
-        "gates": [(rung["name"], scoreboard.gate_table(rung["gate"]), rung["gate"]) for rung in report["rungs"] if rung["gate"]],
-        "preparation": _preparation(report["rungs"]),
+        "cost": cost(report, table),
+        "diagnoses": [(found, [c for c in charts if c.title in ROLLOUTS and c.rung == found["rung"]]) for found in diagnoses],
+        "environments": _environments(rungs),
+        "predictions": _predictions(rungs),
+        "tree": tree(rungs, run_dir),
+        "say": say,
+        "describe": describe,
+        "preparation": _preparation(rungs),
     }
-    figures = [
-        {"rung": rung["name"], "title": title, "series": list(series), "svg": draw(f"{title}, {rung['name']}", series)}
-        for rung in report["rungs"]
-        for title, series in read_curves(run_dir / rung["name"]).items()
-    ]
-    page = _render(
+    page = render(
         "report.html.j2",
         **words,
-        rung_words=RUNGS,
-        headlines=_headlines(table),
-        figures=figures,
-        prompts=_prompts(report["rungs"]),
+        rung_words={rung["name"]: _says(rung) for rung in rungs},
+        bases=bases(table),
+        headlines=headlines(report, table),
+        charts=[(title, list(group)) for title, group in itertools.groupby(plain, lambda c: c.title)],
+        prompts=_prompts(rungs),
         difficulty=_difficulty(report),
     )
     record.write_json(run_dir / "report.json", report)
-    record.write_text(run_dir / "report.md", _render("report.md.j2", **words, results=markdown_table(report)))
+    record.write_text(run_dir / "report.md", render("report.md.j2", **words, results=markdown_table(report)))
     return record.write_text(run_dir / "report.html", page)
-
-
-def _render(template: str, **words: Any) -> str:
-    # All text in the page is escaped unless it is Markup; the Markdown escapes what could break its tables (`cell`).
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=template.endswith(".html.j2"),
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"seconds": show_seconds, "count": show_count, "yaml": record.as_yaml}
-    environment.filters |= {"provenance": _provenance, "cell": markdown_cell}
-    # Control characters are shown as pictures: they are the model's words too, and must not act.
-    pictures = {code: chr(0x2400 + code) for code in range(32) if chr(code) != "\n"} | {0x7F: "\u2421"}
-    return environment.get_template(template).render(words).translate(pictures)
-
-
-def _headlines(table: list[dict]) -> list[dict[str, Any]]:
-    """The first and the last rung's value of a few metrics: the last, not the best, so that a loss shows too."""
-    cells = {row["label"]: [cell for cell in row["cells"] if cell["text"]] for row in table if row["name"] in HEADLINES}
-    return [{"label": label, "first": c[0], "last": c[-1]} for label, c in cells.items() if len(c) > 1]
-
-
-def markdown_table(report: dict) -> str:
-    """Rungs by metrics as a Markdown table, the best of a column in bold."""
-    heads, *rows = results(report)
-    return markdown(heads, rows)
-
-
-def results(report: dict) -> list[list[str]]:
-    """A line of heads, then a line of cells per rung; the best of a column stands between `**`."""
-    table = _compare(report)
-    heads = ["Rung", *(row["label"] for row in table)] if table else ["Rung", "Results"]
-    lines = [heads]
-    for index, rung in enumerate(report["rungs"]):
-        texts = []
-        for cell in (row["cells"][index] for row in table):
-            text = f"{cell['text']} ({cell['interval']})" if cell.get("interval") else cell["text"] or ""
-            texts.append(f"**{text}**" if cell.get("best") else text)
-        if not rung["evaluated"]:
-            texts = ["not evaluated", *texts[1:]]
-        lines.append([rung["name"], *texts])
-    return lines

@@ -13,15 +13,18 @@ from pathlib import Path
 import torch
 import torch.distributed
 import trl
-from groundup.checkpoint import MANIFEST, checkpoints, discard, rotate, seal
+from groundup.checkpoint import MANIFEST, checkpoints, discard, rotate, seal, step_of
 from groundup.errors import InputError, Preempted, RunError
 from groundup.preflight import BATCH
 from groundup.reading import asks_to_run
 from groundup.running import Run
 from groundup.stopping import STOP
 from groundup.words import show_bytes
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 READ = {  # how a Trainer goes on from a checkpoint, and from which of its files
     "_load_from_checkpoint": "its weights",
@@ -51,7 +54,7 @@ class Saving(TrainerCallback):
         for name, files in READ.items():
             if hasattr(trainer, name):
                 setattr(trainer, name, numbers_only(getattr(trainer, name), files, run.checkpoint))
-        self.saved = int(Path(run.checkpoint).name.rpartition("-")[2]) if run.checkpoint else None
+        self.saved = step_of(run.checkpoint) if run.checkpoint else None
         self.postponed = False
         self.generates = isinstance(trainer, trl.GRPOTrainer)
         check_split(trainer, run)
@@ -196,8 +199,15 @@ def diverged(what: str, directory: Path) -> RunError:
     return RunError(what, str(directory), fix)
 
 
+def weights_file(model: torch.nn.Module) -> str:
+    """Name of the file that `save_model` writes most to."""
+    return ADAPTER_WEIGHTS if isinstance(model, PeftModel) else SAFE_WEIGHTS_NAME
+
+
 def size_of_weights(model: torch.nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    """Bytes of what `save_model` writes of a model: all its weights, or the adapter's."""
+    state = get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict()
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
 def size_of_checkpoint(trainer: Trainer) -> int:

@@ -79,10 +79,37 @@ def show_metric(name: str, result: dict | None) -> str:
     return f"{text} ({number(low)}{'-' if low >= 0 else ' to '}{number(high)})"
 
 
+def show_difference(name: str, result: dict) -> str:
+    """`+3.0 pts (-1.2 to +7.3)`, `-0.012 (-0.020 to -0.003)`: as many digits as the interval is worth."""
+    value, low, high = measured(result)
+    if value is None:
+        return ""
+    scale, unit, most = (100, " pts", 1) if metric(name).share else (1, "", 4)
+    width = scale * ((high - low) if low is not None and high is not None else abs(value))
+    digits = min(max(1 - math.floor(math.log10(width)), 0), most) if width else most
+    while digits < most + 1 and any(x and not round(scale * x, digits) for x in (low, high)):
+        digits += 1  # an interval that does not reach 0 must not read as if it did
+
+    def number(x: float) -> str:
+        text = f"{scale * x:+.{digits}f}"
+        return text if float(text) else text[1:]
+
+    return f"{number(value)}{unit}" + (f" ({number(low)} to {number(high)})" if low is not None and high is not None else "")
+
+
 def show_overlap(result: dict | None) -> str:
     """`3 %` of the items stand in the training data, `not checked`, or nothing where nobody asked."""
     share = (result or {}).get("contaminated")
     return share if isinstance(share, str) else "" if share is None else f"{_percent(share)} %"
+
+
+OVERLAP = "†: share of the items that stand in the files the model, or one before it, was trained on; ? is not checked."
+
+
+def mark_overlap(result: dict | None) -> str:
+    """The same beside a figure, small and in one piece: `†3%`, `†?`; OVERLAP explains it."""
+    share = show_overlap(result)
+    return share and ("†?" if share == "not checked" else f"†{share}".replace(" ", ""))
 
 
 def measured(result: dict | None) -> tuple[float | None, float | None, float | None]:
@@ -106,6 +133,7 @@ GATE_COLUMNS = {
     "pass_at_1": "pass@1",
     "pass_at_k": "pass@{k}",
     "mixed": "some of {k}",
+    "by_chance": "by chance",
     "in_format": "in format",
     "cut_off": "cut off",
 }
@@ -117,5 +145,5 @@ def gate_table(found: dict) -> list[list[str]]:
     rows = [["difficulty", "prompts", *(GATE_COLUMNS[name].format(k=found["k"]) for name in columns)]]
     lines = found["by_difficulty"] if len(found["by_difficulty"]) > 1 else {}
     for level, line in [*lines.items(), ("all", found["all"])]:
-        rows.append([level, str(line["mixed"]["n"]), *(show_metric("share", line[name]) for name in columns)])
+        rows.append([level, str(line["mixed"]["n"]), *(show_metric("share", line.get(name)) for name in columns)])
     return rows

@@ -4,8 +4,12 @@
 cache and not directories, and asks a base model in a chat template that it has not learned. This stands on the standard library.
 """
 
+import contextlib
 import json
 import re
+import socket
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -31,12 +35,48 @@ POLICY = (
 class Server(ThreadingHTTPServer):
     """Answers on 127.0.0.1 only; port 0 takes any that is free (`server_port`)."""
 
-    daemon_threads = True
+    daemon_threads = False  # closing waits for them: a thread that the interpreter leaves within PyTorch aborts the process
 
     def __init__(self, speakers: Sequence[Speaker], port: int):
         self.speakers = {speaker.name: speaker for speaker in speakers}
         self.began = int(time.time())
+        self.connections: set[socket.socket] = set()
+        self.replies: set[Reply] = set()
+        self.closing = False
         super().__init__(("127.0.0.1", port), Handler)
+
+    def process_request(self, request, client_address) -> None:
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request) -> None:
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    @contextlib.contextmanager
+    def under_way(self, reply: Reply) -> Iterator[None]:
+        """While it is read, `reply` ends with the server."""
+        self.replies.add(reply)
+        if self.closing:
+            reply.stop()
+        try:
+            yield
+        finally:
+            self.replies.discard(reply)
+
+    def handle_error(self, request, client_address) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that has gone is no error of ours
+            super().handle_error(request, client_address)
+
+    def server_close(self) -> None:
+        """End replies and connections, the idle ones too, and wait until their threads have ended."""
+        self.closing = True
+        for reply in list(self.replies):
+            reply.stop()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()
 
 
 def serve(speakers: Sequence[Speaker], port: int) -> None:
@@ -49,12 +89,16 @@ def serve(speakers: Sequence[Speaker], port: int) -> None:
         server = Server(speakers, port)
     except OSError as error:
         raise InputError(f"port {port}: {error.strerror}", "--port", "write another, or 0 for any that is free") from None
-    print(f"http://127.0.0.1:{server.server_port}/   (^C ends it; the API is below /v1)", flush=True)
     with server:
         try:
-            server.serve_forever()
+            threading.Thread(target=server.serve_forever).start()  # not here: ^C would come between any two lines of it
+            print(f"http://127.0.0.1:{server.server_port}/   (^C ends it; the API is below /v1)", flush=True)
+            while True:
+                time.sleep(0.5)  # not for ever: a signal that comes an instant before a wait is seen after it
         except KeyboardInterrupt:
             print()
+        finally:
+            server.shutdown()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -99,9 +143,11 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(HTTPStatus.BAD_REQUEST, "; ".join(line.strip() for line in str(error).splitlines()))
             return
         common = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked["model"]}
-        if asked.get("stream"):
-            self.stream(common, reply)
-            return
+        with self.server.under_way(reply):
+            self.stream(common, reply) if asked.get("stream") else self.answer(common, reply)
+
+    def answer(self, common: dict, reply: Reply) -> None:
+        """All of it at once."""
         message = {"role": "assistant", "content": "".join(reply)}
         choice = {"index": 0, "message": message, "finish_reason": reply.finish}
         usage = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.tokens}

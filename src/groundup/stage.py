@@ -1,6 +1,7 @@
 """What every recipe does before its first line of science, and after its last: `start` and `finish`."""
 
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from groundup import card, record
 from groundup.chat import END_OF_TEXT
-from groundup.checkpoint import Lock, checkpoints, newest_checkpoint, sweep
+from groundup.checkpoint import Lock, checkpoints, newest_checkpoint, step_of, sweep
 from groundup.configs import DataArguments, RunArguments
 from groundup.errors import InputError, RunError
 from groundup.hardware import peak_memory
@@ -22,7 +23,7 @@ from groundup.model import count_parameters
 from groundup.plan import foresee
 from groundup.preflight import asked_world_size, check_allowed, check_schedules, check_unchanged, check_world_size
 from groundup.running import Run
-from groundup.saving import room_for, size_of_weights
+from groundup.saving import room_for, size_of_weights, weights_file
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -93,7 +94,7 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
             "config": config,
             "data": before.get("data", []),
             "seed": training_args.seed,
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join(sys.argv),
             "git_commit": record.git_commit(),
             "versions": record.versions(),
             "hardware": record.hardware(),
@@ -112,7 +113,7 @@ def start(rung: str, training_args: TrainingArguments, *others: Any, parent: str
         if checkpoint:
             check_unchanged(before, entry, settings.allow_change)
         if checkpoint:
-            entry["saved_step"] = int(checkpoint.rpartition("-")[2])
+            entry["saved_step"] = step_of(checkpoint)
         if before:
             for line in [*passed_over, f"going on from {checkpoint or 'the beginning'}"]:
                 print(f"{rung}: {line}", flush=True)
@@ -225,7 +226,7 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
         model.generation_config = chat_generation_config(tokenizer)
     if trainer.is_fsdp_enabled:  # whatever the checkpoints are saved as, a stage is a whole model
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    with room_for(run.directory / "model.safetensors", size_of_weights(model), args.should_save):
+    with room_for(run.directory / weights_file(model), size_of_weights(model), args.should_save):
         trainer.save_model(args.output_dir)
         trainer.save_state()
     peak = torch.tensor([peak_memory()], device=args.device)
@@ -253,7 +254,7 @@ def finish(run: Run, trainer: Trainer, **extra: Any) -> None:
         record.write(run.directory, run.record)  # last: what is finished is not begun again
         print(f"{run.record['rung']}: done in {run.record['seconds']:.0f} s -> {run.directory}", flush=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.end()
+    trainer.accelerator.end_training()  # Trainer.end, which transformers 5.17 does not have
     # Last: no other process waits for it, and the run has finished whatever the Hub says.
     if run.hub and not run.hub.finish(run.directory):
         card.write_card(run.directory, record.update(run.directory, hub_model_id=None))  # it is loaded from here then

@@ -1,17 +1,28 @@
 """The files of an evaluation, read once, and put to one model after another; and the tasks of lm-evaluation-harness."""
 
 import gzip
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from groundup import record, stats
+from groundup import record
+from groundup.configs import DataArguments
+from groundup.data import load_documents
 from groundup.errors import InputError
-from groundup.evaluation import EvaluationArguments, Model, evaluate_causal, how, load_function, pair_accuracy, sampled_replies
+from groundup.evaluation import (
+    EvaluationArguments,
+    Model,
+    evaluate_causal,
+    figure,
+    how,
+    load_function,
+    pair_accuracy,
+    sampled_replies,
+)
 from groundup.model import check_model_path, load_whole
 from groundup.reading import is_reward_model
+from groundup.sources import find_files
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,7 +36,7 @@ FILES = {  # field of EvaluationArguments -> the keys its rows must have; the fi
     "documents": ("text",),
     "cloze": ("prompt", "choices", "gold"),
     "choices": ("query", "choices", "gold"),
-    "questions": ("prompt", "answer", "alternatives"),
+    "questions": ("prompt", "answer"),
     "instructions": ("prompt", "answer"),
     "preferences": ("prompt", "chosen", "rejected"),
     "problems": ("question", "answer"),
@@ -34,11 +45,13 @@ FILES = {  # field of EvaluationArguments -> the keys its rows must have; the fi
 
 
 def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
-    """Rows of an evaluation file, JSON lines, perhaps gzip'd.
+    """Rows of an evaluation file, JSON lines, perhaps gzip'd; documents may be whatever pre-training takes.
 
     Raises:
         InputError: no such file, a line that is no JSON object, or one that lacks a key or has something else there than it should.
     """
+    if name == "documents" and not path.endswith((".jsonl", ".jsonl.gz")) and find_files(path):
+        return list(load_documents(DataArguments(dataset=path)).rows)
     if not Path(path).is_file():
         raise InputError("no such evaluation file", f"{name}: {path}", f"leave `{name}` out, or make it (groundup.toyland)")
     rows = []
@@ -63,7 +76,7 @@ def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
 
 def _amiss(row: dict, keys: tuple[str, ...]) -> str | None:
     """What would be measured wrongly in silence: `gold: "2"` is no choice's number, and no answer is ever equal to it."""
-    for key in keys:
+    for key in (*keys, *({"alternatives"} & row.keys())):
         if key in ("choices", "alternatives"):
             if not isinstance(row[key], list) or not all(isinstance(text, str) and text for text in row[key]):
                 return f"`{key}` is no list of texts"
@@ -111,7 +124,7 @@ class Suite:
         }
         # What lies under the names in the settings: a model is measured again when it has changed.
         self.asked = {
-            "rows_sha256": hashlib.sha256(json.dumps(self.rows, sort_keys=True).encode()).hexdigest(),
+            "rows_sha256": record.hash_items(self.rows.items()),
             "reference_sha256": record.hash_weights(args.reference) if args.reference else None,
         }
         self.tasks = None
@@ -169,11 +182,13 @@ class Suite:
             if other and other.tokenizer.get_vocab() != tokenizer.get_vocab():
                 other = None
             found = evaluate_causal(asked, self.rows, self.args, replies, other)
+            for name in {"true_win_rate", "kl_from_reference"} & set(found["metrics"]):  # figures over another are not comparable
+                found["metrics"][name]["reference_sha256"] = self.asked["reference_sha256"]
             if self.tasks:
                 found["metrics"].update(self.tasks.measure(asked))
             return found
         if "preferences" not in self.rows:
             raise InputError(f"`{path}` is a reward model", "preferences", "name a file of held-out pairs")
         right = pair_accuracy(model, tokenizer, self.rows["preferences"], self.args.batch_size)
-        accuracy = stats.estimate(right) | how("pair_accuracy", asked.template, self.args.seed)
+        accuracy = figure(right, self.rows["preferences"]) | how("pair_accuracy", asked.template, self.args.seed)
         return {"metrics": {"pair_accuracy": accuracy}, "by_difficulty": {}, "samples": []}

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -48,6 +49,19 @@ def funnel(read: int, what: str, steps: dict[str, int]) -> str:
         read -= count
         text += f" -> {read:,} ({reason}: {count:,})"
     return text
+
+
+def visible(text: str) -> str:
+    """Text of a model's in one line that any terminal can show: it moves no cursor, sets no colours and turns no writing round."""
+    text = "".join(sign if sign.isprintable() else "\u23ce" if sign == "\n" else "\ufffd" for sign in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def show_clock(seconds: float) -> str:
+    """`h:mm:ss`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def markdown_cell(value: Any) -> str:

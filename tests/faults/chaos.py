@@ -60,6 +60,7 @@ class Ladder:
         self.lives += 1
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORK": str(self.work), "SEED": str(self.seed), "HF_HUB_OFFLINE": "1"}
         environment["ACCELERATE_CONFIG"] = str(REPOSITORY / "accelerate_configs" / "cpu.yaml")
+        environment["TRACKIO_DIR"] = str(self.work / "trackio")
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         with open(self.log, "w") as log:
             command = ["bash", str(self.recipes / "ladder.sh"), "nano"]

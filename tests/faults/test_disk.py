@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from groundup.checkpoint import MANIFEST, checkpoints
+from safetensors.torch import load_file
 
 EVERY_STEP = {"save_steps": 1, "save_total_limit": 1}
 
@@ -97,6 +98,21 @@ def check_full(start_recipe, whole, settings, directory: Path, file: str, how: s
 def test_disk_that_fills_up_in_the_middle_of_a_save(file, rungs, start_recipe, disk):
     settings = {**rungs.settings("pretrain"), **EVERY_STEP}
     check_full(start_recipe, rungs["pretrain"], settings, disk / "pretrain", file, "disk", disk / "filler")
+
+
+def test_disk_that_fills_up_while_an_adapter_is_handed_over(rungs, start_recipe, disk):
+    settings = {**rungs.settings("sft"), **EVERY_STEP, "use_peft": True, "lora_r": 256}  # so that a page is not all of it
+    directory, filler = disk / "sft", disk / "filler"
+    file = directory / "adapter_model.safetensors"
+    recipe = start_recipe("sft", directory, settings, FILLING.format(last=str(file), how="disk", filler=str(filler)))
+    check_refused(recipe, r"no room for adapter_model.safetensors: it needs \d+ KiB and the disk has [\d.,]+ .iB \(.+\)$")
+    assert "run the same command again; checkpoint-4 is whole" in recipe.stderr and not file.exists()
+    filler.unlink()
+    again = start_recipe("sft", directory, settings)
+    assert again.wait() == 0, again.stderr
+    assert (
+        again.record["status"] == "finished" and load_file(file).keys() == load_file(directory / "checkpoint-4" / file.name).keys()
+    )
 
 
 def test_limit_on_files_in_the_middle_of_a_save(rungs, start_recipe, tmp_path):

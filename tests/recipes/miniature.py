@@ -94,6 +94,8 @@ class Rungs:
             "save_total_limit": 9,
             "warmup_steps": 0,
             "per_device_train_batch_size": 4,
+            "report_to": "none",
+            "show_samples": 0,
         }
         rollout = {"max_completion_length": 8, "per_device_train_batch_size": 8}
         # A model as random as this one is never right: what it is rewarded for must differ from one reply to the next.

@@ -1,6 +1,7 @@
 """A conversation in the terminal, or through a pipe: commands, several rungs, and the page's server as a process of its own."""
 
 import functools
+import http.client
 import io
 import json
 import os
@@ -8,12 +9,12 @@ import runpy
 import signal
 import subprocess
 import sys
-import urllib.request
 
 import pytest
 from groundup import record
 from groundup.conversation import Speaker
 from groundup.errors import InputError
+from groundup.terminal import CONTROL
 
 from recipes.miniature import REPOSITORY, load_recipe
 
@@ -53,7 +54,7 @@ def said(stage, *turns):
 
 
 def shown(text):
-    return text.translate(load_recipe("chat").CONTROL)
+    return text.translate(CONTROL)
 
 
 def test_question_through_a_pipe(stages):
@@ -103,12 +104,6 @@ def test_command_that_there_is_none_of(talk, stages):
     assert found.out == "" and "no command `/help`: /reset" in found.err
 
 
-def test_names_are_short_and_different():
-    short = load_recipe("chat").short_names
-    assert short(["out/nano/sft/", "out/nano/grpo"]) == ["sft", "grpo"]
-    assert short(["out/nano/sft", "out/seed1/sft"]) == ["out/nano/sft", "out/seed1/sft"]
-
-
 def test_mistakes_are_three_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [SCRIPT, str(tmp_path / "nothing")])
     with pytest.raises(SystemExit) as ended:
@@ -121,16 +116,31 @@ def test_what_cannot_be_is_refused(talk, stages):
         talk([ASKED], stages / "sft", temperature=-1)
 
 
-def test_server_says_where_it_is_and_ends_on_interrupt(stages):
+@pytest.mark.parametrize("when", ["after an answer", "beside an idle connection", "while a reply streams", "while a reply is made"])
+def test_server_says_where_it_is_and_ends_on_interrupt(stages, when):
     command = [sys.executable, SCRIPT, str(stages / "sft"), "--web", "--port", "0"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which what a shell starts in the background ignores
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=heed)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes, env={**os.environ, "PYTHONUNBUFFERED": "1"}, preexec_fn=heed)
     try:
         url = process.stdout.readline().split()[0]
         assert url.startswith("http://127.0.0.1:")
-        found = json.load(urllib.request.urlopen(f"{url}v1/models"))
-        assert [model["id"] for model in found["data"]] == ["sft"]
+        client = http.client.HTTPConnection(url.split("/")[2])
+        client.request("GET", "/v1/models")
+        assert [model["id"] for model in json.load(client.getresponse())["data"]] == ["sft"]
+        if when == "after an answer":
+            client.close()
+        elif "reply" in when:  # of 470 tokens: it is far from its end
+            asked = {
+                "model": "sft",
+                "messages": [{"role": "user", "content": ASKED}],
+                "max_tokens": 470,
+                "stream": "streams" in when,
+            }
+            client.request("POST", "/v1/chat/completions", json.dumps(asked), {"Content-Type": "application/json"})
+            if asked["stream"]:
+                assert client.getresponse().read(300).count(b"data: ")
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait() == 0
+        said = process.communicate()
+    assert (process.returncode, said) == (0, ("\n", ""))

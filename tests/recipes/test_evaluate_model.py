@@ -2,11 +2,12 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from groundup import record
+from groundup import record, scoreboard, stats
 from groundup.command_line import parse
 from groundup.errors import InputError
 from groundup.evaluation import EvaluationArguments
@@ -68,6 +69,33 @@ def test_every_figure_says_how_sure_it_is_and_how_it_was_asked(evaluate, another
     assert metrics["asked"]["prompt"] == "{prompt}\n" and metrics["asked"]["decoding"] == "greedy"
     assert metrics["problems_pass_at_k"]["decoding"] == "sampled at temperature 1"
     assert "cloze not checked against the training data: " in said and "there is no record" in said
+    # what each item gave is beside it, and makes the figure again
+    items = record.read_items(another)
+    assert set(items) == set(metrics) and "items" not in metrics["cloze"]
+    for name, figure in metrics.items():
+        kept = items[name]
+        found = stats.estimate(kept["values"], kept.get("clusters"), kept.get("weights"))
+        assert found == pytest.approx({key: figure[key] for key in found}), name
+    assert items["problems"]["items_sha256"] != items["problems_harder"]["items_sha256"]
+    assert items["bits_per_byte"]["items_sha256"] == items["bits_per_token"]["items_sha256"]
+    assert len((another / record.ITEMS).read_text().splitlines()) == 1
+
+
+def test_items_go_with_the_figures(evaluate, tiny_base, world, tmp_path):
+    directory = tmp_path / "base"
+    shutil.copytree(tiny_base, directory)
+    few, more = (["--model", directory, "--cloze", world / "eval_cloze.jsonl", "--max_rows", n] for n in (3, 5))
+    evaluate(*few)
+    first = record.read_items(directory)["cloze"]
+    assert "finished already" in evaluate(*few)
+    evaluate(*more)
+    second = record.read_items(directory)["cloze"]
+    assert len(second["values"]) == 5 and first["items_sha256"] != second["items_sha256"]
+    evaluate(*few)
+    assert record.read_items(directory)["cloze"] == first  # the same rows, the same identity
+    (directory / record.ITEMS).unlink()
+    evaluate(*few)  # an evaluation from before there were any is measured again
+    assert record.read_items(directory)["cloze"] == first
 
 
 def test_what_was_trained_on_is_found_again_and_said_beside_the_figure(evaluate, tiny_base, world, write, tmp_path):
@@ -89,7 +117,11 @@ def test_what_was_trained_on_is_found_again_and_said_beside_the_figure(evaluate,
     assert seen["items"] == 4 and seen["share"] >= 0.25
     assert found["metrics"]["bits_per_byte"]["contaminated"] == seen["share"]
     share = f"{100 * seen['share']:.0f} %"
-    assert f"(in the training data: {share})" in said and f"| {share} |" in (directory / "README.md").read_text()
+    assert (
+        f" †{share.replace(' ', '')}" in said
+        and scoreboard.OVERLAP in said
+        and f"| {share} |" in (directory / "README.md").read_text()
+    )
     assert "finished already" in evaluate("--model", directory, "--documents", world / "eval_documents.jsonl", "--max_rows", 4)
     evaluate("--model", directory, "--documents", world / "eval_documents.jsonl", "--max_rows", 4, "--check_overlap", "false")
     assert record.read_evaluation(directory)["metrics"]["bits_per_byte"]["contaminated"] == "not checked"
