@@ -42,7 +42,8 @@ def main(model_args: ModelsArguments, args: EvaluationArguments):
         directory = Path(path) if Path(path).is_dir() else Path(model_args.output_dir or "out/eval", path.replace("/", "--"))
         weights = record.hash_weights(path) if Path(path).is_dir() else None
         before = record.read_evaluation(directory) if (directory / record.ITEMS).is_file() else None
-        if before and before.get("weights_sha256") == weights and before["settings"] == suite.settings and not model_args.again:
+        same = before and (before.get("weights_sha256"), before["settings"]) == (weights, suite.settings)
+        if same and before.get("asked", suite.asked) == suite.asked and not model_args.again:
             print(f"evaluate: finished already, {directory / 'eval.json'}")
             continue
 
@@ -63,6 +64,7 @@ def main(model_args: ModelsArguments, args: EvaluationArguments):
                 "seconds": round(time.perf_counter() - began, 1),
                 "weights_sha256": weights,
                 "settings": suite.settings,
+                "asked": suite.asked,
                 "overlap": overlap,
                 **result,
             },

@@ -157,6 +157,7 @@ def test_metadata_goes_through_the_hubs_own_classes(tmp_path):
         "bits_per_byte": {"value": 0.6, "low": 0.59, "high": 0.62, "n": 40},
         "cloze": {"value": 0.97, "low": 0.94, "high": 0.99, "n": 200},
         "novel": {"value": None},
+        "arc_easy/acc_norm": {"value": 0.3, "low": 0.2, "high": 0.4, "n": 90},
     }
     (tmp_path / "sft/eval.json").write_text(json.dumps({"schema": 1, "metrics": metrics, "samples": []}))
     data = [{"name": "owner/chats", "revision": "a" * 40, "rows": 3}, {"name": "my/own.jsonl", "sha256": "b" * 64, "rows": 3}]
@@ -165,7 +166,9 @@ def test_metadata_goes_through_the_hubs_own_classes(tmp_path):
     assert (card.data.license, card.data.datasets, card.data.base_model) == ("mit", ["owner/chats"], "owner/base")
     assert card.data.tags == ["groundup", "sft"] and card.data.model_name == "chat"
     found = {result.metric_type: result for result in card.data.eval_results}
-    assert set(found) == {"bits_per_byte", "cloze"}
+    assert set(found) == {"bits_per_byte", "cloze", "arc_easy/acc_norm"}
+    assert (found["arc_easy/acc_norm"].dataset_type, found["arc_easy/acc_norm"].dataset_name) == ("arc_easy", "arc_easy")
+    assert (found["cloze"].dataset_type, found["cloze"].dataset_name[:13]) == ("held-out", "Held-out sets")
     assert found["cloze"].metric_value == 0.97 and found["cloze"].metric_args == {"low": 0.94, "high": 0.99, "n": 200}
     index = eval_results_to_model_index("chat", card.data.eval_results)
     assert card.data.to_dict()["model-index"] == index and model_index_to_eval_results(index)[1] == card.data.eval_results

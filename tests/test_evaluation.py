@@ -8,6 +8,7 @@ import pytest
 import torch
 from groundup import evaluation, stats
 from groundup.chat import END_OF_TEXT, TURN_END, TURN_START
+from groundup.errors import InputError
 from groundup.evaluation import (
     EvaluationArguments,
     Model,
@@ -176,6 +177,14 @@ def test_bits_per_byte_of_a_uniform_model(tokenizer):
     assert found["bits_per_token"]["value"] == pytest.approx(math.log2(len(tokenizer)), rel=1e-5)
     assert found["bits_per_byte"]["n"] == 3
     assert max(shape[1] for shape in uniform.batches) == 15  # what the last token would lead to is not asked
+
+
+def test_a_document_without_text_counts_for_nothing(bigram, tokenizer):
+    model = Model(bigram, tokenizer, batch_size=2)
+    text = {"text": "Ada lives in Dorn."}
+    assert bits_per_byte(model, [{"text": ""}, text, {"text": ""}]) == bits_per_byte(model, [text])
+    with pytest.raises(InputError, match="no document has any text"):
+        bits_per_byte(model, [{"text": ""}])
 
 
 def test_documents_begin_at_the_end_of_the_one_before(bigram, tokenizer):

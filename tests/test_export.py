@@ -90,6 +90,25 @@ def test_gguf_read_back_has_equal_logits(tokenizer, tmp_path, model_type, sizes)
     assert len(stored) == len(list(model.parameters()))
 
 
+def test_embeddings_padded_for_a_gpu_have_a_token_each(tokenizer, tmp_path):
+    size = len(tokenizer) + 64
+    model, tokenizer = export.load(build(tokenizer, tmp_path / "stage", vocab_size=size))
+    fields = gguf.GGUFReader(export.write_gguf(model, tokenizer, tmp_path / "model.gguf", "f32")).fields
+    tokens, kinds = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
+    assert len(tokens) == len(set(tokens)) == len(kinds) == size
+    assert {kind == gguf.TokenType.UNUSED for kind in kinds[-64:]} == {True} and gguf.TokenType.UNUSED not in kinds[:-64]
+
+
+def test_an_export_that_is_cut_off_leaves_no_file(stage, tmp_path, monkeypatch):
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        export.write_gguf(*export.load(stage), tmp_path / "model.gguf", "f32")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])
 @pytest.mark.parametrize(("dtype", "far"), [("f16", 2**-11), ("bf16", 2**-8)])
 def test_shorter_floats_round_the_matrices_and_nothing_else(tokenizer, tmp_path, model_type, dtype, far):

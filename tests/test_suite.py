@@ -1,7 +1,9 @@
 """The files of the suite: how they are read, what is refused, and that models of each kind are measured."""
 
+import copy
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from groundup import export
@@ -10,7 +12,7 @@ from groundup.errors import InputError
 from groundup.evaluation import EvaluationArguments, knows
 from groundup.suite import FILES, Suite, read_rows
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 
 def test_rows_are_read_and_blank_lines_are_not(tmp_path):
@@ -47,6 +49,14 @@ def test_bad_row_is_named_by_file_and_line(tmp_path, lines, number, says):
     with pytest.raises(InputError, match=says) as refused:
         read_rows(str(path), FILES["instructions"], "instructions")
     assert refused.value.where == f"{path}:{number}"
+
+
+def test_files_of_other_machines(write):
+    assert read_rows(write("bom.jsonl", b'\xef\xbb\xbf{"text": "\xc3\xa9"}\r\n'), ("text",), "documents") == [{"text": "é"}]
+    path = write("latin.jsonl", b'{"text": "e"}\n{"text": "\xe9"}\n')
+    with pytest.raises(InputError, match="not JSON: 'utf-8' codec can't decode") as refused:
+        read_rows(path, ("text",), "documents")
+    assert refused.value.where == f"{path}:2"
 
 
 @pytest.mark.parametrize(
@@ -126,3 +136,17 @@ def test_what_would_give_figures_of_something_else_is_refused(tiny_base, tokeniz
     for load in (Speaker, export.load):
         with pytest.raises(InputError, match="lacks 1 of"):
             load(str(tmp_path / "holed"))
+
+
+@pytest.mark.parametrize(("told", "padding"), [(3, "<|im_start|>"), (None, None), (None, "<|pad|>")])
+def test_a_reward_model_scores_alike_whatever_is_beside_it_in_a_batch(tiny_base, tokenizer, world, tmp_path, told, padding):
+    """Those of the Hub have other tokens for padding in config.json than in the tokenizer, or none in one of them."""
+    judge = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=1)
+    judge.config.pad_token_id = told
+    judge.save_pretrained(tmp_path)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = padding
+    tokenizer.save_pretrained(tmp_path)
+    args = EvaluationArguments(preferences=str(world / "eval_preferences.jsonl"), max_rows=24)
+    together, alone = (Suite(replace(args, batch_size=size)).evaluate(str(tmp_path))["metrics"] for size in (16, 1))
+    assert together == alone

@@ -35,6 +35,7 @@ def test_processors():
 
 def test_a_table_keeps_its_form_whatever_stands_in_it():
     assert markdown_cell("a|b\n <script>&lt;") == "a\\|b &lt;script>&amp;lt;" and markdown_cell(None) == ""
+    assert markdown_cell("![i](http://x/i.png) [a] (b)") == "![i]\\(http://x/i.png) [a] (b)"  # what a model says loads nothing
     assert markdown(("A", ""), [("x|y", None)]).splitlines() == ["| A |  |", "| --- | --- |", "| x\\|y |  |"]
 
 

@@ -91,8 +91,9 @@ def metadata(directory: Path, rung: str, record: dict, evaluation: dict, steps: 
     results = [
         EvalResult(
             task_type=task,
-            dataset_type="toyland" if is_synthetic(data) else "held-out",
-            dataset_name="Held-out sets of the run (eval.json)",
+            # `arc_easy/acc` is of a public task, whose name is before the slash
+            dataset_type=name.rpartition("/")[0] or ("toyland" if is_synthetic(data) else "held-out"),
+            dataset_name=name.rpartition("/")[0] or "Held-out sets of the run (eval.json)",
             metric_type=name,
             metric_name=describe(name).label,
             metric_value=measured(metrics[name])[0],

@@ -164,6 +164,9 @@ def bits_per_byte(model: Model, rows: list[dict]) -> dict[str, dict]:
     """Bits per byte and per token of whole documents, cut where the model's context ends; before each piece stands what begins a
     text for the model. Intervals: bootstrap over documents.
     """
+    rows = [row for row in rows if row["text"]]  # or a resample of the bootstrap may have no byte at all
+    if not rows:
+        raise InputError("no document has any text", "documents")
     pairs, sizes, tokens = [], [], []
     for row in rows:
         ids = model.encode(row["text"])

@@ -1,6 +1,7 @@
 """A stage directory for other programs: GGUF (llama.cpp and what stands on it), Ollama's Modelfile, safetensors in shards."""
 
 import json
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -123,7 +124,8 @@ def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
     path, config = Path(path), model.config
     check_split(tokenizer, str(path))
     architecture = gguf.MODEL_ARCH[config.model_type.upper()]
-    writer = gguf.GGUFWriter(path, config.model_type)
+    unfinished = path.with_name(f".{path.name}.tmp")  # what was cut off is not taken for a model
+    writer = gguf.GGUFWriter(unfinished, config.model_type)
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     writer.add_name(path.stem)
@@ -140,7 +142,7 @@ def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(width)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    _add_tokenizer(writer, tokenizer, gguf)
+    _add_tokenizer(writer, tokenizer, config.vocab_size, gguf)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -150,10 +152,14 @@ def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
         kept = dtype if weight.ndim > 1 else "f32"
         data, kind = cast(weight, name, kept).float().contiguous().numpy(), gguf.GGMLQuantizationType[kept.upper()]
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), gguf.quants.quantize(data, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path
 
 
@@ -162,14 +168,17 @@ def _interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.view(heads, 2, -1, weight.size(1)).transpose(1, 2).reshape(weight.shape)
 
 
-def _add_tokenizer(writer, tokenizer: PreTrainedTokenizerBase, gguf) -> None:
+def _add_tokenizer(writer, tokenizer: PreTrainedTokenizerBase, size: int, gguf) -> None:
+    """`size`: rows of the embeddings; llama.cpp has a token for each, and calls those that no text is spelt with unused."""
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    unused = [f"[PAD{n}]" for n in range(len(tokens), size)]
     special = set(tokenizer.all_special_tokens)
+    kinds = [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(PRE_TOKENIZER)
-    writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens])
+    writer.add_token_list([*tokens, *unused])
+    writer.add_token_types([*kinds, *[gguf.TokenType.UNUSED] * len(unused)])
     writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)

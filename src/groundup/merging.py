@@ -17,7 +17,7 @@ def merge(adapter: str | Path, output_dir: str | Path) -> Path:
     The model under the adapter is read as it was saved, in float32, also where the adapter was trained over a quantised copy of it.
 
     Raises:
-        InputError: no adapter there, one whose model is gone, or an output directory with something in it.
+        InputError: no adapter there, one whose model is gone or another by now, or an output directory with something in it.
     """
     adapter, output_dir = Path(adapter), Path(output_dir)
     settings, known = record.read_json(adapter / "adapter_config.json"), record.read(adapter) or {}
@@ -26,6 +26,10 @@ def merge(adapter: str | Path, output_dir: str | Path) -> Path:
     if output_dir.exists() and any(output_dir.iterdir()):
         raise InputError("there is something in it already", str(output_dir), "name a new directory, or empty this one")
     base = settings["base_model_name_or_path"]
+    trained_on = {"weights_sha256": (known.get("parent") or {}).get("weights_sha256")}
+    if Path(base).is_dir() and (wrong := record.altered(trained_on, record.hashes(base))):
+        fix = "put it back as it was, or train the adapter again"
+        raise InputError(f"`{base}` has changed since the adapter was trained on it: {wrong[0]}", str(adapter), fix)
     kind, extra = AutoModelForCausalLM, {}
     if settings.get("task_type") == "SEQ_CLS":
         kind, extra = AutoModelForSequenceClassification, {"num_labels": 1}

@@ -55,7 +55,7 @@ def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
     if not Path(path).is_file():
         raise InputError("no such evaluation file", f"{name}: {path}", f"leave `{name}` out, or make it (groundup.toyland)")
     rows = []
-    with gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else open(path, encoding="utf-8") as file:
+    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:  # bytes: json tells of bad UTF-8, and knows a BOM
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -76,7 +76,7 @@ def read_rows(path: str, keys: tuple[str, ...], name: str) -> list[dict]:
 
 def _amiss(row: dict, keys: tuple[str, ...]) -> str | None:
     """What would be measured wrongly in silence: `gold: "2"` is no choice's number, and no answer is ever equal to it."""
-    for key in (*keys, *{"alternatives"}.intersection(row)):
+    for key in (*keys, *({"alternatives"} & row.keys())):
         if key in ("choices", "alternatives"):
             if not isinstance(row[key], list) or not all(isinstance(text, str) and text for text in row[key]):
                 return f"`{key}` is no list of texts"
@@ -122,6 +122,11 @@ class Suite:
             "decoding": "greedy; pass@k and win rate sampled at temperature 1",
             "prompt": "one user turn",
         }
+        # What lies under the names in the settings: a model is measured again when it has changed.
+        self.asked = {
+            "rows_sha256": record.hash_items(self.rows.items()),
+            "reference_sha256": record.hash_weights(args.reference) if args.reference else None,
+        }
         self.tasks = None
         if args.tasks:
             try:
@@ -133,7 +138,6 @@ class Suite:
         texts = {name: [[row[FILES[name][0]]] for row in rows] for name, rows in self.rows.items()}
         self.texts = texts | (self.tasks.texts if self.tasks else {})  # by file or task: of each item, what identifies it
         self._reference: Model | None = None
-        self._reference_hash: str | None = None
         self._reference_replies: list | None = None
 
     def load(self, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
@@ -152,7 +156,12 @@ class Suite:
             raise InputError(f"`{path}` sorts text into {config.num_labels} classes and gives it no score", "models")
         if not is_reward:
             _check_causal(model, path)
-        return model, AutoTokenizer.from_pretrained(path), is_reward
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if is_reward:  # transformers reads the head at the last token that is none of the config's padding: rows must end in that
+            text = model.config.get_text_config()
+            known = (text.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+            text.pad_token_id = tokenizer.pad_token_id = next(pad for pad in known if pad is not None)
+        return model, tokenizer, is_reward
 
     def reference_replies(self) -> list | None:
         if not self.args.taste:
@@ -160,7 +169,6 @@ class Suite:
         if self._reference_replies is None:
             model, tokenizer, _ = self.load(self.args.reference)
             self._reference = Model(model, tokenizer, self.args.batch_size)
-            self._reference_hash = record.hash_weights(self.args.reference)
             self._reference_replies = sampled_replies(self._reference, self.rows["questions"], self.args, seed=self.args.seed)
         return self._reference_replies
 
@@ -175,7 +183,7 @@ class Suite:
                 other = None
             found = evaluate_causal(asked, self.rows, self.args, replies, other)
             for name in {"true_win_rate", "kl_from_reference"} & set(found["metrics"]):  # figures over another are not comparable
-                found["metrics"][name]["reference_sha256"] = self._reference_hash
+                found["metrics"][name]["reference_sha256"] = self.asked["reference_sha256"]
             if self.tasks:
                 found["metrics"].update(self.tasks.measure(asked))
             return found

@@ -65,9 +65,9 @@ def show_clock(seconds: float) -> str:
 
 
 def markdown_cell(value: Any) -> str:
-    """Text that can neither end a Markdown table's cell nor open an HTML element."""
+    """Text that can neither end a Markdown table's cell nor open an HTML element, nor is a link or an image."""
     text = "" if value is None else re.sub(r"\s+", " ", str(value))
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(")
 
 
 def markdown(heads: Sequence, rows: Iterable[Sequence]) -> str:

@@ -143,3 +143,24 @@ def test_tasks_without_the_harness_say_what_to_install(evaluate, tiny_base, monk
     with pytest.raises(InputError, match="lm-evaluation-harness") as refused:
         evaluate("--model", tiny_base, "--tasks", "arc_easy")
     assert refused.value.fix == "pip install 'groundup[eval]'"
+
+
+def test_a_model_is_measured_again_when_what_it_is_asked_or_compared_with_has_changed(
+    evaluate, another, tiny_base, write, tmp_path
+):
+    rows = [{"prompt": "Where does Ada live?", "answer": "Dorn", "alternatives": ["Velm"]}]
+    (reference := tmp_path / "sft").mkdir()
+    for file in tiny_base.iterdir():
+        (reference / file.name).write_bytes(file.read_bytes())
+
+    def measured_again():
+        words = ("--model", another, "--questions", tmp_path / "q.jsonl", "--max_new_tokens", 2, "--check_overlap", "false")
+        return "finished already" not in evaluate(*words, "--taste", "groundup.toyland.taste", "--reference", reference)
+
+    write("q.jsonl", rows)
+    assert measured_again() and not measured_again()
+    write("q.jsonl", [*rows, {**rows[0], "prompt": "Where does Bo live?"}])
+    assert measured_again() and not measured_again()
+    weights = reference / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert measured_again() and not measured_again()
