@@ -118,7 +118,7 @@ def test_one_process_speaks(train, capsys, first):
 @pytest.mark.parametrize(
     ("prompt", "completion"),
     [
-        ("Where\x1b[2J?", "In Dorn.\n"),
+        ("Where\x1b[2J?", "\n In Dorn."),
         ([{"role": "user", "content": "Where\x1b[2J?"}], [{"role": "assistant", "content": "\n In Dorn."}]),
     ],
 )
