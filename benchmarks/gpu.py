@@ -119,7 +119,7 @@ def ours(name: str, job: dict) -> dict[str, Any]:
         "torch_compile": job["device"] != "cpu",
     }
     known = {key for kind in (DataArguments, ModelArguments, TrainingArguments) for key in kind.__dataclass_fields__}
-    line = ["--config", str(ROOT / "recipes" / "small" / "pretrain.yaml")]
+    line = ["--config", str(ROOT / "recipes" / "small" / "pretrain.yaml"), "--show_samples", "0"]
     for key, value in settings.items():
         if key in known:
             line += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]

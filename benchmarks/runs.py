@@ -12,9 +12,12 @@ import yaml
 ROOT = Path(__file__).parents[1]
 
 
+UNWATCHED = {"report_to": "none", "show_samples": 0}  # what is timed is training
+
+
 def nano(name: str, **changed: Any) -> dict[str, Any]:
-    """The settings of `recipes/nano/<name>.yaml`, some changed."""
-    return yaml.safe_load((ROOT / "recipes" / "nano" / f"{name}.yaml").read_text()) | changed
+    """The settings of `recipes/nano/<name>.yaml`, some changed, with nobody watching."""
+    return UNWATCHED | yaml.safe_load((ROOT / "recipes" / "nano" / f"{name}.yaml").read_text()) | changed
 
 
 def recipe(name: str, settings: dict[str, Any], config: Path) -> None:
@@ -35,7 +38,7 @@ def recipe(name: str, settings: dict[str, Any], config: Path) -> None:
 
 def pretrain(settings: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Pre-train in `directory`, or find it done; returns run.json and, as `log`, the Trainer's lines."""
-    recipe("pretrain", {**settings, "output_dir": str(directory)}, directory.with_suffix(".yaml"))
+    recipe("pretrain", {**UNWATCHED, **settings, "output_dir": str(directory)}, directory.with_suffix(".yaml"))
     found = json.loads((directory / "run.json").read_text())
     found["log"] = json.loads((directory / "trainer_state.json").read_text())["log_history"]
     return found

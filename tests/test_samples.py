@@ -71,7 +71,7 @@ def test_run_is_the_same_with_samples_and_without(train, capsys):
     assert state_of_chance() == chance
     lines = said(capsys)
     assert [line.split("  ")[0] for line in lines] == [f"step {step}/6" for step in range(1, 7)] and len(set(lines)) == 6
-    assert run.lines == ["samples go on from: <|im_start|>user⏎Where does Ada live?<|im_end|>⏎<|im_start|>assistant"]
+    assert run.lines == ["samples go on from: <|im_start|>user⏎Where does Ada live?<|im_end|>⏎<|im_start|>assistant⏎"]
     one, other = without.model.state_dict(), shown.model.state_dict()
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -118,8 +118,8 @@ def test_one_process_speaks(train, capsys, first):
 @pytest.mark.parametrize(
     ("prompt", "completion"),
     [
-        ("Where\x1b[2J?", "In Dorn.\n"),
-        ([{"role": "user", "content": "Where\x1b[2J?"}], [{"role": "assistant", "content": "In Dorn."}]),
+        ("Where\x1b[2J?", "\n In Dorn."),
+        ([{"role": "user", "content": "Where\x1b[2J?"}], [{"role": "assistant", "content": "\n In Dorn."}]),
     ],
 )
 def test_rollouts_show_the_newest_completion(capsys, prompt, completion):
@@ -129,7 +129,7 @@ def test_rollouts_show_the_newest_completion(capsys, prompt, completion):
     for step in range(1, 21):
         samples.on_step_end(None, SimpleNamespace(global_step=step, max_steps=20, is_world_process_zero=True), None)
     lines = said(capsys)
-    assert lines[0] == "step 2/20  says: Where\ufffd[2J? => In Dorn." and len(lines) == 10
+    assert lines[0] == "step 2/20  says: Where\ufffd[2J? => ⏎ In Dorn." and len(lines) == 10
 
 
 def test_what_comes_before_the_reply():

@@ -76,6 +76,24 @@ def test_a_directory_begun_anew_is_another_run_and_names_of_ones_own_hold(train)
     assert set(curves(train.ladder)) == {RUN, "sft-20260202030405"} and set(curves(f"{train.ladder}-other")) == {"mine"}
 
 
+def test_a_run_that_is_cut_off_has_its_curve_and_is_not_said_to_have_finished(train, monkeypatch, capsys):
+    at_exit = []
+    monkeypatch.setattr("groundup.tracking.atexit.register", at_exit.append)
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            raise SystemExit(75)
+
+    monkeypatch.setattr("groundup.samples.Samples.on_step_begin", stop, raising=False)
+    with pytest.raises(SystemExit):
+        train.run()
+    (close,) = [function for function in at_exit if getattr(function, "__self__", None).__class__ is Tracking]
+    close()
+    assert [line["step"] for line in curves(train.ladder)[RUN] if "train/loss" in line] == [1, 2]
+    assert "finished" not in capsys.readouterr().out.lower()
+    assert trackio.context_vars.current_run.get() is None  # nothing is left to trackio's own
+
+
 @pytest.mark.parametrize("what", ["init", "log", "finish"])
 def test_a_tracker_in_trouble_is_no_end(train, monkeypatch, capsys, what):
     def fail(*args, **kwargs):

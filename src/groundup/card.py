@@ -27,7 +27,7 @@ WHAT = {
 }
 # Where a file went, who watched, and what is masked or resolved by the library itself: not how the model was made.
 UNTOLD = re.compile(
-    r"(output_dir|run_name|logging_.*|log_.*|report_to|resume_from_checkpoint|disable_tqdm|hub_.*|push_to_hub|project|trackio_.*"
+    r"(output_dir|run_name|logging_.*|log_.*|report_to|resume_from_checkpoint|disable_tqdm|hub_.*|push_to_hub|project|trackio_.*|show_samples"
     r"|accelerator_config|seed|save_.*|do_train|do_eval|do_predict|local_rank|dataloader_.*|_n_gpu)"
 )
 

@@ -73,7 +73,7 @@ class Samples(TrainerCallback):
     @staticmethod
     def shown(text: str) -> str:
         """One line, of what stands last where it is long."""
-        text = visible(text.strip())
+        text = visible(text)
         return text if len(text) <= LONGEST else "..." + text[-LONGEST:]
 
 

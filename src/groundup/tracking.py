@@ -1,5 +1,6 @@
 """Curves of a run in trackio: on this machine, without an account, and never in the run's way."""
 
+import atexit
 import contextlib
 import copy
 import io
@@ -38,7 +39,8 @@ class Tracking(TrackioCallback):
             began = "".join(sign for sign in self.run.record["started"][:19] if sign.isdigit())
             named.run_name = args.run_name or f"{self.run.directory.name}-{began}"
             super().on_train_begin(named, state, control, model=model, **kwargs)
-        if self.works:
+        if self.works and state.is_world_process_zero:
+            atexit.register(self.close)  # before trackio's own, which would say that the run has finished
             self.run.say(f"curves: trackio show --project {named.project}   (run {named.run_name})")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -51,6 +53,13 @@ class Tracking(TrackioCallback):
         if self.works:
             with self.out_of_the_way("end"):
                 super().on_train_end(args, state, control, **kwargs)
+        self.works = False
+
+    def close(self) -> None:
+        """Write what is still to be written, of a run that ends before its end."""
+        if self.works:
+            with self.out_of_the_way("end"):
+                self._trackio.finish()
         self.works = False
 
     def on_push_begin(self, *args, **kwargs):
