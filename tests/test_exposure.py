@@ -49,6 +49,9 @@ def test_held_out_rows_are_not_training_data(rung, tmp_path):
     for trained in ({"dataset": data[0]["name"]}, {"datasets": [{"path": data[0]["name"], "weight": 1.0}]}):
         record.update(directory, config={"eval_dataset": data[0]["name"], **trained})
         assert looked_for(documents=[SEEN]).of(directory)["documents"]["share"] == 1
+    for held_out, share in ((9, 0), (8, 1)):  # by prepare.py: all of this source's documents, or not all
+        record.update(directory, config={"dataset": "out/tokens"}, data=[data[0] | {"used": 9, "held_out": held_out}])
+        assert looked_for(documents=[SEEN]).of(directory)["documents"]["share"] == share
     record.update(directory, config={}, rung="random")  # it has the record of the run that it began
     assert training_data(directory) == []
 

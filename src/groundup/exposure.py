@@ -87,7 +87,9 @@ def training_data(directory: str | Path) -> list[dict[str, Any]]:
             config = run.get("config") or {}
             trained = {config.get("dataset"), *(source.get("path") for source in config.get("datasets") or [])}
             held_out = {config.get("eval_dataset")} - trained  # or it was trained on all the same
-            found += [entry for entry in run.get("data") or [] if entry.get("name") not in held_out]
+            read = [entry for entry in run.get("data") or [] if entry.get("name") not in held_out]
+            # prepare.py says of each source how many of its documents it held out
+            found += [entry for entry in read if not (entry.get("held_out") and entry["held_out"] == entry.get("used"))]
         parent = run.get("parent")
         here = record.find_parent(parent, here) if parent else None
         if parent and not here:
