@@ -22,11 +22,11 @@ from overoptimisation import a_small_ladder
 from runs import ROOT, nano, recipe
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "the recipe": {},
-    "curriculum": {"curriculum": True},
-    "curriculum, dynamic sampling": {"curriculum": True, "extra_rollouts": 2},
+    "all in turn": {"curriculum": False},
+    "curriculum": {},
+    "curriculum, dynamic sampling": {"extra_rollouts": 2},
 }
-TWICE = {"num_iterations": 2}
+TWICE = {"curriculum": False, "num_iterations": 2}
 LOSSES: dict[str, dict[str, Any]] = {
     "DAPO": TWICE,
     "GRPO": TWICE | {"loss_type": "grpo"},
@@ -54,10 +54,10 @@ def evaluate(ladder: Path, model: Path, quick: bool) -> tuple[dict[str, dict[str
 
 
 def against(found: dict[str, list[float]]) -> list[list[str]]:
-    """A row for each variant and what it changes: the recipe, or DAPO where rollouts are used twice."""
+    """A row for each variant and what it changes: all in turn, or DAPO where rollouts are used twice."""
     rows = []
     for name, solved in found.items():
-        base = "DAPO" if name in LOSSES else "the recipe"
+        base = "DAPO" if name in LOSSES else "all in turn"
         if name != base and base in found:
             apart, (more, fewer, p) = stats.difference(solved, found[base]), stats.mcnemar(solved, found[base])
             points = f"{100 * apart['value']:+.1f} ({100 * apart['low']:+.1f} to {100 * apart['high']:+.1f})"
