@@ -54,7 +54,8 @@ rung ppo --seed "$seed"
 # Rung 4. GRPO: solve problems whose answers can be checked. Eight tries each; the tries that beat their group are learned.
 rung grpo --seed "$seed"
 
-# The same questions to every rung, random weights included, and the report.
-python "$recipes/evaluate_model.py" --config "$recipes/$scale/evaluate.yaml" --run_dir "out/$scale" \
-    --models random pretrain sft reward ppo grpo
+# The same questions to every rung, random weights included, and the report. A reward model answers none: it is shown pairs.
+models=(random pretrain sft ppo grpo)
+if grep -q '^preferences:' "$recipes/$scale/evaluate.yaml"; then models+=(reward); fi
+python "$recipes/evaluate_model.py" --config "$recipes/$scale/evaluate.yaml" --run_dir "out/$scale" --models "${models[@]}"
 python "$recipes/report.py" "out/$scale"
