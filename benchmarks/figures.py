@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from groundup.curves import Points, draw
+from groundup.curves import Points, draw, thin
 from measure import header, last_line, parser
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +30,7 @@ def side_by_side(charts: dict[str, Points]) -> str:
     """A chart for each series, as an SVG file."""
     parts = []
     for n, (title, points) in enumerate(charts.items()):
-        chart = str(draw(title, {title: points})).partition(">")[2].removesuffix("</svg>")
+        chart = str(draw(title, [thin(title, points, most=300)])).partition(">")[2].removesuffix("</svg>")
         chart += f'<text x="180" y="2" text-anchor="middle">{title}</text>'
         parts.append(f'<g transform="translate({n * 350} 16)">{chart}</g>')
     size = f'viewBox="0 0 {350 * len(parts)} 220" width="{350 * len(parts)}"'

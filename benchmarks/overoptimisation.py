@@ -14,7 +14,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from groundup.curves import draw
+from groundup.curves import draw, thin
 from measure import header, last_line, parser, table
 from rl_throughput import made_up
 from runs import nano, recipe
@@ -69,8 +69,8 @@ def figure(runs: dict[str, list[dict[str, float]]]) -> str:
     """A chart for each run, as an SVG file."""
     parts = []
     for n, (title, points) in enumerate(runs.items()):
-        series = {key: [(point["kl"], point[key]) for point in points] for key in ("score", "taste")}
-        chart = str(draw(title, series, across="KL to the start, nats a reply")).partition(">")[2].removesuffix("</svg>")
+        lines = [thin(key, [(point["kl"], point[key]) for point in points], most=300) for key in ("score", "taste")]
+        chart = str(draw(title, lines, across="KL to the start, nats a reply")).partition(">")[2].removesuffix("</svg>")
         chart += (
             '<text x="46" y="2" class="t0">reward model</text><text x="328" y="2" class="t1" text-anchor="end">true taste</text>'
         )

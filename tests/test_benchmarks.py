@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ sys.path.append(str(ROOT / "benchmarks"))  # as python does for a script
 
 import gpu  # noqa: E402
 import measure  # noqa: E402
+import overoptimisation  # noqa: E402
 import real_gate  # noqa: E402
 
 PARTS = {"measure", "peers", "runs"}  # what benchmarks share
@@ -44,6 +46,23 @@ def test_every_benchmark_ends_in_one_line_of_json():
             assert "last_line(" in path.read_text(), path.name
         else:  # a Python one has the last word
             assert path.read_text().rstrip().splitlines()[-1].count(".py") == 1, path.name
+
+
+# ---- figures.py, overoptimisation.py
+
+
+def test_figures_of_docs_are_drawn():
+    said = run(ROOT / "benchmarks" / "figures.py", "--quick")
+    for path in said.split():
+        if path.endswith(".svg"):
+            assert xml.etree.ElementTree.parse(path).findall(".//{*}polyline")
+    assert last_json(said)["figures"] == ["pretraining", "preferences", "reasoning"]
+
+
+def test_score_and_taste_are_drawn_over_the_kl():
+    points = [{"kl": kl, "score": kl, "taste": -kl} for kl in (0.0, 1.0, 2.0)]
+    drawn = xml.etree.ElementTree.fromstring(overoptimisation.figure({"seed 0": points}))
+    assert len(drawn.findall(".//{*}polyline")) == 2
 
 
 # ---- ladder_table.py, real_text_table.py
