@@ -150,6 +150,19 @@ def test_what_is_right_for_its_own_prompt_alone_is_not_guessed():
     assert found["all"]["by_chance"]["value"] == 0.0 and found["all"]["by_chance"]["n"] == 24 and guessed(found) == []
 
 
+def test_guessing_is_asked_of_the_first_reward_alone(tiny_base, tokenizer, tmp_path):
+    """The others may be reward models, which cost as much as the rollout."""
+    asked = []
+
+    def dear(completions, answer, **kwargs):
+        asked.append(answer)
+        return [0.0] * len(completions)
+
+    trainer = build(tiny_base, tokenizer, tmp_path, answers="78", rewards=[correct, dear])
+    try_out(trainer, prompts=2)  # one batch
+    assert len(asked) == 1 and len(trainer.reward_funcs) == 2
+
+
 def test_reward_that_reads_no_answer_has_no_chance(tiny_base, tokenizer, tmp_path):
     trainer = build(tiny_base, tokenizer, tmp_path, answers="78", rewards=[length])
     assert "by_chance" not in summarise(try_out(trainer, prompts=6))["all"]

@@ -238,7 +238,9 @@ class GRPOTrainer(trl.GRPOTrainer):
         tested = self.accelerator.gather(torch.tensor(apart, device=self.accelerator.device))
         if isinstance(self.reward_funcs[0], torch.nn.Module) or not tested.any():
             return torch.full(tested.shape, torch.nan)
-        return super()._calculate_rewards(swapped, *said)[:, 0].masked_fill(~tested, torch.nan)
+        first = {name: getattr(self, name)[:1] for name in ("reward_funcs", "reward_processing_classes", "reward_func_names")}
+        with unittest.mock.patch.multiple(self, **first):  # the others may be reward models, and are not asked
+            return super()._calculate_rewards(swapped, *said)[:, 0].masked_fill(~tested, torch.nan)
 
     @torch.no_grad()
     def dry_rollout(self, inputs: list[dict]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
