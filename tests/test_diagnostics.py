@@ -137,6 +137,8 @@ def test_the_gate_is_told_in_words(run):
         "right in 18 % of its tries at 64 prompts, and at least once in 8 at 78 % of them. At 75 % some tries were better" in found
     )
     assert found.endswith("there was something to learn.")
+    guessing = diagnostics.say_gate(GATE | {"advice": ["what passes may be guessed"]})
+    assert guessing.endswith("there was something to learn. What passes may be guessed")
     refused = diagnostics.say_gate(GATE | {"signal": False, "advice": ["nearly all is solved: more SFT"]})
     assert refused.endswith("there was too little to learn from. Nearly all is solved: more SFT")
 

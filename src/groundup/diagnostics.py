@@ -137,7 +137,10 @@ def say_gate(gate: dict) -> str:
     k = gate["k"]
     told = f"Before the first step the model was right in {share['pass_at_1']} of its tries at {gate['prompts']} prompts"
     told += f", and at least once in {k} at {share['pass_at_k']} of them. At {share['mixed']} some tries were better than others. "
-    if gate["signal"]:
-        return told + "That is what GRPO learns from: there was something to learn."
-    advice = "; ".join(gate.get("advice") or [])
-    return told + f"GRPO learns from nothing else: there was too little to learn from. {advice[:1].upper()}{advice[1:]}"
+    told += (
+        "That is what GRPO learns from: there was something to learn."
+        if gate["signal"]
+        else "GRPO learns from nothing else: there was too little to learn from."
+    )
+    advice = "; ".join(gate.get("advice") or [])  # with a signal, that it may be of guesses
+    return f"{told} {advice[:1].upper()}{advice[1:]}".rstrip()
