@@ -20,9 +20,10 @@ def main(run_dir: str) -> None:
 
     # 2. Print the table
     if sys.stdout.isatty():
-        (_, *rungs), *metrics = zip(*lines(report), strict=True)
+        table = compare(report)
+        (_, *rungs), *metrics = zip(*lines(report, table), strict=True)
         print_table("", ["", *rungs], metrics)  # on its side, a column per rung, to fit a terminal
-        print(OVERLAP if has_overlap(compare(report)) else "", end="")
+        print(OVERLAP if has_overlap(table) else "", end="")
     else:
         print(markdown_table(report))
 

@@ -5,7 +5,6 @@ other, and such luck with the items, which makes the intervals of single figures
 """
 
 import math
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -163,7 +162,7 @@ def _others(pairs: dict[str, tuple[dict, dict]], runs: list[Path]) -> list[list[
     found: dict[tuple[str, str], list[str]] = {}
     known = [name for name in pairs if any(record.read(run / name) for run in runs)]
     for name, pair in pairs.items():
-        words = [set(_texts([rung["config"], rung["data"], rung["parent"], rung["evaluation"]])) for rung in pair]
+        words = [set(record.strings([rung["config"], rung["data"], rung["parent"], rung["evaluation"]])) for rung in pair]
         told = [_told(run / name, rung, words[0] & words[1]) for run, rung in zip(runs, pair, strict=True)]
         asked = [one["evaluation"] for one in told]  # by another version of ours, perhaps: only what both know
         told[0]["evaluation"], told[1]["evaluation"] = ({key: one[key] for key in asked[0] if key in asked[1]} for one in asked)
@@ -174,14 +173,6 @@ def _others(pairs: dict[str, tuple[dict, dict]], runs: list[Path]) -> list[list[
         tuple(names): "all" if names in (list(pairs), known) and len(names) > 1 else ", ".join(names) for names in found.values()
     }
     return [[topic, line, rungs[tuple(names)]] for (topic, line), names in found.items()]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list)):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _texts(each)
 
 
 def _told(stage: Path, rung: dict, shared: set[str]) -> dict[str, dict[str, Any]]:

@@ -102,11 +102,14 @@ class Chart:
 
     def columns(self) -> list[tuple[str, bool]]:
         """Of the table of numbers: each line's label, and where it has a running mean its label again and True."""
-        return [(line.label, mean) for line in self.lines for mean in (False, True)[: 1 + line.smooth]]
+        return [(line.label, mean) for line, mean in self._columns()]
+
+    def _columns(self) -> list[tuple[Line, bool]]:
+        return [(line, mean) for line in self.lines for mean in (False, True)[: 1 + line.smooth]]
 
     def rows(self) -> list[list[str]]:
         """The step, then each column's number; empty where there is none."""
-        columns = [{p[0]: p[1 + mean] for p in line.points} for line in self.lines for mean in (False, True)[: 1 + line.smooth]]
+        columns = [{p[0]: p[1 + mean] for p in line.points} for line, mean in self._columns()]
         steps = sorted({p[0] for line in self.lines for p in line.points})
         return [[_number(step), *(_number(column[step]) if step in column else "" for column in columns)] for step in steps]
 

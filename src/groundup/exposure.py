@@ -1,7 +1,6 @@
 """Which evaluated items a model was trained on: 13-grams in the files that its records name (groundup.contamination)."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,9 @@ class Exposure:
                 raise Unchecked(f"{name} is no local file")
             if describe_files(files)["sha256"] != sha256:
                 raise Unchecked(f"{name} has changed since it was trained on")
-            rows = convert_rows(read_files(files.values(), "text"), lambda row: list(strings(row)), len(files) << 40, Counter())
+            rows = convert_rows(
+                read_files(files.values(), "text"), lambda row: list(record.strings(row)), len(files) << 40, Counter()
+            )
             found = [np.empty(0, dtype=np.int64)]
             for texts in in_chunks((text for _, row in rows for text in row), CHUNK, size_of=len):
                 found.append(np.unique(self.sets.check(texts).pairs[:, 1]))
@@ -95,12 +96,3 @@ def training_data(directory: str | Path) -> list[dict[str, Any]]:
         if parent and not here:
             raise Unchecked(f"the record of {parent.get('path')}, which it grew from, is not there")
     return found
-
-
-def strings(value: Any) -> Iterator[str]:
-    """All texts in a row, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from strings(part)

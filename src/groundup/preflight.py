@@ -44,7 +44,8 @@ MAY_CHANGE = (
     "max_faulty_share",  # a run that a limit has stopped goes on with another
     "reward_timeout",
 )
-BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
+SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")  # of a step's rows, with the processes
+BATCH = (*SPLIT, "steps_per_generation")
 
 
 def asked_world_size() -> int | None:
@@ -88,12 +89,12 @@ def check_global_batch(before: dict, now: dict) -> None:
     Raises:
         InputError: names both.
     """
-    parts = [[*(run["config"][key] for key in BATCH[:2]), run["world_size"]] for run in (before, now)]
+    parts = [[*(run["config"][key] for key in SPLIT), run["world_size"]] for run in (before, now)]
     if math.prod(parts[0]) != math.prod(parts[1]):
         told = [f"{math.prod(part)} rows a step ({' x '.join(map(str, part))})" for part in parts]
         raise InputError(
             f"{now['config']['output_dir']} holds an interrupted run of {told[0]}, and this one has {told[1]}",
-            f"{' x '.join(BATCH[:2])} x processes",
+            f"{' x '.join(SPLIT)} x processes",
             f"choose them so that their product is {math.prod(parts[0])}, or give another `output_dir`",
         )
 

@@ -334,6 +334,15 @@ def find_parent(parent: dict[str, Any], child: Path) -> Path | None:
     return path if (path / FILE).is_file() else None
 
 
+def strings(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON, however deep; not the keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings(part)
+
+
 def changed(old_config: dict, new_config: dict, ignore: Iterable[str] = ()) -> list[str]:
     """Lines such as `learning_rate: 0.001 -> 0.002`, in the new configuration's order.
 

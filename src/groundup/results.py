@@ -91,13 +91,13 @@ def cost(report: dict, table: list[dict]) -> list[dict[str, Any]]:
     A loss or a gain is one whose interval and that of the rung before it lie apart; the others, and those without an interval, are
     under `same`. Losses and gains read `Cloze: 100 % → 60 %`.
     """
-    told = []
+    told, counted_from = [], bases(table)
     for index, rung in enumerate(report["rungs"]):
         cells = [(row["label"], row["cells"][index]) for row in table if row["metric"].better]
         changes = [(label, cell["text"], cell["change"]) for label, cell in cells if cell["text"] and cell["change"]]
         if rung["rung"] in FIRST or not changes:
             continue
-        base = bases(table)[index]
+        base = counted_from[index]
         found: dict[str, Any] = {"rung": rung["name"], "base": base, "loss": [], "gain": [], "same": []}
         for label, now, change in changes:
             kind = change["kind"] if change["apart"] else "same"
@@ -144,14 +144,14 @@ def has_overlap(table: list[dict]) -> bool:
 
 def markdown_table(report: dict) -> str:
     """Rungs by metrics as a Markdown table, the best of a column in bold."""
-    heads, *rows = lines(report)
-    table = markdown(heads, rows)
-    return f"{table}\n\n{scoreboard.OVERLAP}" if has_overlap(compare(report)) else table
-
-
-def lines(report: dict) -> list[list[str]]:
-    """A line of heads, then a line of cells per rung; the best of a column stands between `**`."""
     table = compare(report)
+    heads, *rows = lines(report, table)
+    text = markdown(heads, rows)
+    return f"{text}\n\n{scoreboard.OVERLAP}" if has_overlap(table) else text
+
+
+def lines(report: dict, table: list[dict]) -> list[list[str]]:
+    """A line of heads, then a line of cells per rung; the best of a column stands between `**`."""
     heads = ["Rung", *(_marked(row["label"], row) for row in table)] if table else ["Rung", "Results"]
     found = [heads]
     for index, rung in enumerate(report["rungs"]):

@@ -15,7 +15,7 @@ import torch.distributed
 import trl
 from groundup.checkpoint import MANIFEST, checkpoints, discard, rotate, seal, step_of
 from groundup.errors import InputError, Preempted, RunError
-from groundup.preflight import BATCH
+from groundup.preflight import SPLIT
 from groundup.reading import asks_to_run
 from groundup.running import Run
 from groundup.stopping import STOP
@@ -164,7 +164,7 @@ def check_split(trainer: Trainer, run: Run) -> None:
 
 def split_of(args: TrainingArguments) -> dict[str, int]:
     """How the rows of a step are split."""
-    return {**{name: getattr(args, name) for name in BATCH[:2]}, "processes": args.world_size}
+    return {**{name: getattr(args, name) for name in SPLIT}, "processes": args.world_size}
 
 
 def numbers_only(load: Callable, files: str, checkpoint: str | None) -> Callable:
